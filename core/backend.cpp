@@ -1,0 +1,36 @@
+#include "core/backend.h"
+
+#include <array>
+
+#include "core/cpu/cpu_backend.h"
+
+namespace mutilde {
+
+namespace {
+
+using MakeBackend = Backend& (*)(int index);
+
+// The CPU is part of the core library; other backends register themselves.
+Backend& cpu_backend(int) {
+  static CpuBackend* instance = new CpuBackend;  // never destroyed: static tensors may outlive main
+  return *instance;
+}
+
+std::array<MakeBackend, 2>& registry() {
+  static std::array<MakeBackend, 2> makers = {cpu_backend, nullptr};
+  return makers;
+}
+
+}  // namespace
+
+Backend& backend(Device device) {
+  const MakeBackend make = registry()[static_cast<size_t>(device.type)];
+  if (make == nullptr) fail<Error>("device {}: this build has no backend for it", device.to_string());
+  return make(device.index);
+}
+
+void register_backend(DeviceType type, Backend& (*make)(int index)) {
+  registry()[static_cast<size_t>(type)] = make;
+}
+
+}  // namespace mutilde

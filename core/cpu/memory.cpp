@@ -1,0 +1,25 @@
+#include <cstdlib>
+#include <cstring>
+
+#include "core/cpu/cpu_backend.h"
+
+namespace mutilde {
+
+// 64 bytes: a cache line, and the widest vector register.
+CpuBackend::CpuBackend()
+    : allocator_([](size_t bytes) { return std::aligned_alloc(64, bytes); },
+                 [](void* data, size_t) { std::free(data); }) {}
+
+void* CpuBackend::allocate(size_t bytes) { return allocator_.allocate(bytes); }
+void CpuBackend::release(void* data, size_t bytes) { allocator_.release(data, bytes); }
+MemoryStats CpuBackend::memory_stats() const { return allocator_.stats(); }
+void CpuBackend::reset_peak_memory() { allocator_.reset_peak(); }
+void CpuBackend::release_cached_memory() { allocator_.release_cached(); }
+
+void CpuBackend::copy(const void* from, void* to, size_t bytes) {
+  if (bytes > 0) std::memmove(to, from, bytes);
+}
+void CpuBackend::copy_from_host(const void* host, void* device, size_t bytes) { copy(host, device, bytes); }
+void CpuBackend::copy_to_host(const void* device, void* host, size_t bytes) { copy(device, host, bytes); }
+
+}  // namespace mutilde
