@@ -70,7 +70,8 @@ struct AdamWStep {
   int64_t step = 1;  // counts from 1: the bias corrections are 1 - beta^step
 };
 
-/// One parameter's buffers, all of one shape and dtype. `ema` holds one average a rate.
+/// One parameter's buffers, all of one shape and dtype. `ema` holds one average a rate. Without a gradient
+/// (null data) only the averages move.
 struct AdamWBuffers {
   View param, first_moment, second_moment;
   ConstView grad;
