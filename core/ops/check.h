@@ -1,0 +1,71 @@
+// What the ops check before they call a kernel (kernels trust their callers), and small things that
+// several families share.
+#pragma once
+
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace mutilde {
+
+inline void require_defined(const char* op, const char* name, const Tensor& x) {
+  if (!x.defined()) fail<Error>("{}: {} is undefined", op, name);
+}
+
+inline void require_floating(const char* op, const char* name, const Tensor& x) {
+  require_defined(op, name, x);
+  if (!is_floating(x.dtype())) {
+    fail<DTypeError>("{}: {} is {}, a floating dtype is expected", op, name, name_of(x.dtype()));
+  }
+}
+
+inline void require_dtype(const char* op, const char* name, const Tensor& x, DType dtype) {
+  require_defined(op, name, x);
+  if (x.dtype() != dtype) {
+    fail<DTypeError>("{}: {} is {}, {} is expected", op, name, name_of(x.dtype()), name_of(dtype));
+  }
+}
+
+inline void require_same_device(const char* op, const char* name, const Tensor& x,
+                                const Tensor& first) {
+  if (!(x.device() == first.device())) {
+    fail<Error>("{}: {} is on {}, the first input is on {}", op, name, x.device().to_string(),
+                first.device().to_string());
+  }
+}
+
+/// Defined, and of the dtype and on the device of the op's first input.
+inline void require_alike(const char* op, const char* name, const Tensor& x, const Tensor& first) {
+  require_defined(op, name, x);
+  if (x.dtype() != first.dtype()) {
+    fail<DTypeError>("{}: {} is {}, the first input is {}", op, name, name_of(x.dtype()),
+                     name_of(first.dtype()));
+  }
+  require_same_device(op, name, x, first);
+}
+
+/// `axes` names them for the message: "[N, H, W, C]".
+inline void require_rank(const char* op, const char* name, const Tensor& x, int rank,
+                         const char* axes) {
+  if (x.rank() != rank) fail<ShapeError>("{}: {} is {}, {} is expected", op, name, x.shape(), axes);
+}
+
+inline void require_shape(const char* op, const char* name, const Tensor& x, const Shape& shape) {
+  if (!(x.shape() == shape)) {
+    fail<ShapeError>("{}: {} is {}, {} is expected", op, name, x.shape(), shape);
+  }
+}
+
+/// What a backward needs of a tensor, outside the graph; nothing where it is not needed.
+inline Tensor save_if(bool needed, const Tensor& x) { return needed ? x.detach() : Tensor{}; }
+
+/// Row-wise statistics (means, log-sum-exps) are at least float32.
+inline DType statistics_dtype(const Tensor& x) {
+  return x.dtype() == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+}
+
+/// Sums x over the axes along which `shape` was broadcast to x's shape: the backward of a
+/// broadcast. Not recorded. Defined in reduce.cpp.
+Tensor sum_to(const Tensor& x, const Shape& shape);
+
+}  // namespace mutilde
