@@ -33,7 +33,8 @@ std::unordered_map<Node*, int> count_uses(const NodePtr& root) {
     stack.pop_back();
     if (node->freed) {
       fail<AutogradError>(
-          "backward: the graph of '{}' was freed by an earlier backward(); run the forward pass again",
+          "backward: the graph of '{}' was freed by an earlier backward(); run the forward pass "
+          "again",
           node->op);
     }
     for (const NodePtr& input : node->inputs) {
@@ -46,7 +47,8 @@ std::unordered_map<Node*, int> count_uses(const NodePtr& root) {
 void check_cotangent(const Node& consumer, const Node& input, const Tensor& cotangent) {
   if (!(cotangent.shape() == input.shape) || cotangent.dtype() != input.dtype) {
     fail<ShapeError>("backward of '{}': gave a {} {} cotangent for an input of {} {}", consumer.op,
-                     name_of(cotangent.dtype()), cotangent.shape(), name_of(input.dtype), input.shape);
+                     name_of(cotangent.dtype()), cotangent.shape(), name_of(input.dtype),
+                     input.shape);
   }
 }
 
@@ -54,7 +56,8 @@ void finish_leaf(Node& leaf, Tensor cotangent) {
   if (leaf.grad.defined()) {
     add_to(leaf.grad, cotangent);
   } else {
-    // A buffer that an op or the caller still holds must not become the gradient that others change.
+    // A buffer that an op or the caller still holds must not become the gradient that others
+    // change.
     leaf.grad = cotangent.unique() ? std::move(cotangent) : cotangent.clone();
   }
   if (leaf.hook) leaf.hook(leaf.grad);
@@ -63,8 +66,8 @@ void finish_leaf(Node& leaf, Tensor cotangent) {
 }  // namespace
 
 Node::~Node() {
-  // A chain of a million nodes must not become a million nested destructors: the inputs of a dying node
-  // are handed to the outermost destructor on this thread, which drops them one by one.
+  // A chain of a million nodes must not become a million nested destructors: the inputs of a dying
+  // node are handed to the outermost destructor on this thread, which drops them one by one.
   thread_local std::vector<NodePtr>* pending = nullptr;
   if (pending != nullptr) {
     for (NodePtr& input : inputs) pending->push_back(std::move(input));
@@ -104,13 +107,15 @@ Tensor record(const char* op, Tensor output, std::initializer_list<Tensor> input
 
 void backward(const Tensor& root, const Tensor& cotangent) {
   if (!root.requires_grad()) {
-    fail<AutogradError>("backward: the root does not depend on any tensor that requires a gradient");
+    fail<AutogradError>(
+        "backward: the root does not depend on any tensor that requires a gradient");
   }
   if (!cotangent.defined() && root.numel() != 1) {
-    fail<AutogradError>("backward: a root of shape {} needs a cotangent; only a scalar does without",
-                        root.shape());
+    fail<AutogradError>(
+        "backward: a root of shape {} needs a cotangent; only a scalar does without", root.shape());
   }
-  if (cotangent.defined() && (!(cotangent.shape() == root.shape()) || cotangent.dtype() != root.dtype())) {
+  if (cotangent.defined() &&
+      (!(cotangent.shape() == root.shape()) || cotangent.dtype() != root.dtype())) {
     fail<ShapeError>("backward: cotangent {} {} given, root is {} {}", name_of(cotangent.dtype()),
                      cotangent.shape(), name_of(root.dtype()), root.shape());
   }
@@ -118,10 +123,11 @@ void backward(const Tensor& root, const Tensor& cotangent) {
   std::unordered_map<Node*, int> uses_left = count_uses(root.node());
   std::unordered_map<Node*, Tensor> cotangents;
   cotangents[root.node().get()] =
-      cotangent.defined() ? cotangent.detach() : Tensor::full(root.shape(), 1.0, root.dtype(), root.device());
+      cotangent.defined() ? cotangent.detach()
+                          : Tensor::full(root.shape(), 1.0, root.dtype(), root.device());
 
-  // A node is ready when all its consumers have run; among the ready ones the latest made goes first,
-  // which is the order in which the buffers of the forward pass become free.
+  // A node is ready when all its consumers have run; among the ready ones the latest made goes
+  // first, which is the order in which the buffers of the forward pass become free.
   const auto earlier = [](const NodePtr& a, const NodePtr& b) { return a->order < b->order; };
   std::priority_queue<NodePtr, std::vector<NodePtr>, decltype(earlier)> ready(earlier);
   ready.push(root.node());
@@ -138,8 +144,8 @@ void backward(const Tensor& root, const Tensor& cotangent) {
     if (dout.defined()) gradients = node->backward(dout);
     dout = {};
     if (gradients.size() != node->inputs.size()) {
-      fail<AutogradError>("backward of '{}': gave {} cotangents for {} inputs", node->op, gradients.size(),
-                          node->inputs.size());
+      fail<AutogradError>("backward of '{}': gave {} cotangents for {} inputs", node->op,
+                          gradients.size(), node->inputs.size());
     }
     node->backward = nullptr;  // frees what it saved
     const std::vector<NodePtr> inputs = std::exchange(node->inputs, {});

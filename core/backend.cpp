@@ -25,7 +25,8 @@ std::array<MakeBackend, 2>& registry() {
 
 Backend& backend(Device device) {
   const MakeBackend make = registry()[static_cast<size_t>(device.type)];
-  if (make == nullptr) fail<Error>("device {}: this build has no backend for it", device.to_string());
+  if (make == nullptr)
+    fail<Error>("device {}: this build has no backend for it", device.to_string());
   return make(device.index);
 }
 

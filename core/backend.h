@@ -1,10 +1,10 @@
-// A backend: one pure virtual function a kernel, so that a kernel which a backend forgot is a compile
-// error and not a surprise at run time.
+// A backend: one pure virtual function a kernel, so that a kernel which a backend forgot is a
+// compile error and not a surprise at run time.
 //
-// Kernels take raw views (pointer, dtype, shape) of dense row-major data on their own device. They know
-// nothing of autograd, and they trust their callers: shapes and dtypes were checked by the op. Every
-// floating-point kernel takes float32 and float64; within one call all floating views share a dtype
-// unless a comment says otherwise. Every result is independent of the number of threads.
+// Kernels take raw views (pointer, dtype, shape) of dense row-major data on their own device. They
+// know nothing of autograd, and they trust their callers: shapes and dtypes were checked by the op.
+// Every floating-point kernel takes float32 and float64; within one call all floating views share a
+// dtype unless a comment says otherwise. Every result is independent of the number of threads.
 //
 // In a kernel the gradient of `x` is `dx` and the incoming one is `dout`.
 #pragma once
@@ -40,14 +40,29 @@ struct View {
 
   int64_t numel() const { return shape.numel(); }
   explicit operator bool() const { return data != nullptr; }
-  operator ConstView() const { return {data, dtype, shape}; }  // NOLINT: a view reads as a const view
+  operator ConstView() const {
+    return {data, dtype, shape};
+  }  // NOLINT: a view reads as a const view
   template <class T>
   T* as() const {
     return static_cast<T*>(data);
   }
 };
 
-enum class UnaryOp { kNeg, kExp, kLog, kSqrt, kSquare, kReciprocal, kTanh, kSigmoid, kSilu, kSin, kCos, kAbs };
+enum class UnaryOp {
+  kNeg,
+  kExp,
+  kLog,
+  kSqrt,
+  kSquare,
+  kReciprocal,
+  kTanh,
+  kSigmoid,
+  kSilu,
+  kSin,
+  kCos,
+  kAbs
+};
 enum class BinaryOp { kAdd, kSub, kMul, kDiv, kLess, kGreaterEqual };  // the last two give uint8
 enum class ReduceOp { kSum, kMax };
 
@@ -56,9 +71,9 @@ struct Conv2dGeometry {
   int64_t padding = 0;  // zeros on each side, both axes
 };
 
-/// Group norm over x: [N, P, C] (P positions), then optionally * (1 + scale) + shift, then optionally
-/// SiLU. scale and shift are [N, C] with a row stride of their own, so that both can be halves of one
-/// [N, 2C] projection (no split needed).
+/// Group norm over x: [N, P, C] (P positions), then optionally * (1 + scale) + shift, then
+/// optionally SiLU. scale and shift are [N, C] with a row stride of their own, so that both can be
+/// halves of one [N, 2C] projection (no split needed).
 struct GroupNormOptions {
   int64_t groups = 32;
   double norm_eps = 1e-5;
@@ -70,8 +85,8 @@ struct AdamWStep {
   int64_t step = 1;  // counts from 1: the bias corrections are 1 - beta^step
 };
 
-/// One parameter's buffers, all of one shape and dtype. `ema` holds one average a rate. Without a gradient
-/// (null data) only the averages move.
+/// One parameter's buffers, all of one shape and dtype. `ema` holds one average a rate. Without a
+/// gradient (null data) only the averages move.
 struct AdamWBuffers {
   View param, first_moment, second_moment;
   ConstView grad;
@@ -107,8 +122,8 @@ class Backend {
   virtual void copy_to_host(const void* device, void* host, size_t bytes) = 0;
 
   // Elementwise.
-  virtual void fill(double value, View out) = 0;      // any dtype
-  virtual void cast(ConstView x, View out) = 0;       // any dtype to any
+  virtual void fill(double value, View out) = 0;  // any dtype
+  virtual void cast(ConstView x, View out) = 0;   // any dtype to any
   virtual void unary(UnaryOp op, ConstView x, View out) = 0;
   /// dx = op'(x) * dout; y = op(x).
   virtual void unary_backward(UnaryOp op, ConstView x, ConstView y, ConstView dout, View dx) = 0;
@@ -121,24 +136,27 @@ class Backend {
   /// condition (uint8), a, b broadcast to out's shape.
   virtual void where(ConstView condition, ConstView a, ConstView b, View out) = 0;
   virtual void accumulate(ConstView x, View into) = 0;  // into += x, same shape
-  /// out = x / (1 - p) where kept, else 0. The mask is a function of the position: the backward pass is
-  /// the same call on the gradient.
+  /// out = x / (1 - p) where kept, else 0. The mask is a function of the position: the backward
+  /// pass is the same call on the gradient.
   virtual void dropout(ConstView x, double p, RandomPosition position, View out) = 0;
 
   // Reductions.
   /// x's shape and out's shape have the same rank; the axes where out has size 1 are reduced.
   virtual void reduce(ReduceOp op, ConstView x, View out) = 0;
-  /// y = max(x) as from reduce; the gradient is shared evenly by the elements that attain the maximum.
+  /// y = max(x) as from reduce; the gradient is shared evenly by the elements that attain the
+  /// maximum.
   virtual void max_backward(ConstView x, ConstView y, ConstView dout, View dx) = 0;
 
   // Layout.
   virtual void permute(ConstView x, std::span<const int> axes, View out) = 0;  // any dtype
-  /// Copies `count` entries of an axis, from x at x_begin to out at out_begin; other axes agree. Any dtype.
+  /// Copies `count` entries of an axis, from x at x_begin to out at out_begin; other axes agree.
+  /// Any dtype.
   virtual void copy_slice(ConstView x, int axis, int64_t x_begin, int64_t count, View out,
                           int64_t out_begin) = 0;
 
   // Matrix products.
-  /// out[b] = a[b] b[b]; a: [B or 1, M, K] ([.., K, M] if transpose_a), b: [B or 1, K, N], out: [B, M, N].
+  /// out[b] = a[b] b[b]; a: [B or 1, M, K] ([.., K, M] if transpose_a), b: [B or 1, K, N], out: [B,
+  /// M, N].
   virtual void matmul(ConstView a, bool transpose_a, ConstView b, bool transpose_b, View out) = 0;
   /// out = x weight^T + bias; x: [M, K], weight: [N, K], bias: [N] or absent, out: [M, N].
   virtual void linear(ConstView x, ConstView weight, ConstView bias, View out) = 0;
@@ -152,23 +170,23 @@ class Backend {
   virtual void conv2d_backward_weight(ConstView x, ConstView dout, Conv2dGeometry geometry,
                                       View dweight) = 0;
 
-  // Normalisation. x, out: [N, P, C]; weight, bias: [C]; scale_shift: [N, 2C] (scale, then shift) or
-  // absent; mean, rstd: [N, groups].
+  // Normalisation. x, out: [N, P, C]; weight, bias: [C]; scale_shift: [N, 2C] (scale, then shift)
+  // or absent; mean, rstd: [N, groups].
   virtual void group_norm(ConstView x, ConstView weight, ConstView bias, ConstView scale_shift,
                           GroupNormOptions options, View out, View mean, View rstd) = 0;
   /// dscale_shift is absent where scale_shift is.
-  virtual void group_norm_backward(ConstView x, ConstView weight, ConstView bias, ConstView scale_shift,
-                                   ConstView mean, ConstView rstd, GroupNormOptions options,
-                                   ConstView dout, View dx, View dweight, View dbias,
-                                   View dscale_shift) = 0;
+  virtual void group_norm_backward(ConstView x, ConstView weight, ConstView bias,
+                                   ConstView scale_shift, ConstView mean, ConstView rstd,
+                                   GroupNormOptions options, ConstView dout, View dx, View dweight,
+                                   View dbias, View dscale_shift) = 0;
   virtual void softmax(ConstView x, View out) = 0;  // over the last axis
   virtual void softmax_backward(ConstView y, ConstView dout, View dx) = 0;
 
-  // Attention. qkv: [N, T, heads * 3 * D], for each head its q, then k, then v; out: [N, T, heads * D];
-  // log_sum_exp: [N, heads, T], all that the backward pass needs besides qkv and out.
+  // Attention. qkv: [N, T, heads * 3 * D], for each head its q, then k, then v; out: [N, T, heads *
+  // D]; log_sum_exp: [N, heads, T], all that the backward pass needs besides qkv and out.
   virtual void attention(ConstView qkv, int64_t heads, View out, View log_sum_exp) = 0;
-  virtual void attention_backward(ConstView qkv, int64_t heads, ConstView out, ConstView log_sum_exp,
-                                  ConstView dout, View dqkv) = 0;
+  virtual void attention_backward(ConstView qkv, int64_t heads, ConstView out,
+                                  ConstView log_sum_exp, ConstView dout, View dqkv) = 0;
 
   // Resampling, [N, H, W, C].
   /// out[n, h, w] = scale * x[n, h / factor, w / factor].
@@ -180,7 +198,8 @@ class Backend {
   virtual void resize_bilinear_backward(ConstView dout, View dx) = 0;
 
   // Tables. Indices are int64 and were checked by the op.
-  virtual void embedding(ConstView weight, ConstView index, View out) = 0;  // weight [V, E], out [n, E]
+  virtual void embedding(ConstView weight, ConstView index,
+                         View out) = 0;  // weight [V, E], out [n, E]
   virtual void embedding_backward(ConstView dout, ConstView index, View dweight) = 0;
 
   // Random numbers (core/random.h says how a position becomes a number).

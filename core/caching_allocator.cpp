@@ -7,8 +7,8 @@ namespace mutilde {
 
 namespace {
 
-// Sizes are rounded up, to 64 bytes below 4 KiB and to 1/8 of their power of two above: few distinct
-// sizes, at most 12.5 % lost.
+// Sizes are rounded up, to 64 bytes below 4 KiB and to 1/8 of their power of two above: few
+// distinct sizes, at most 12.5 % lost.
 size_t rounded(size_t bytes) {
   size_t grain = 64;
   if (bytes >= 4096) {
@@ -43,8 +43,8 @@ void* CachingAllocator::allocate(size_t bytes) {
     data = allocate_(size);
   }
   if (data == nullptr) {
-    fail<Error>("out of memory: {} bytes asked, {} bytes live; a smaller --batch_size needs less", bytes,
-                stats_.live_bytes);
+    fail<Error>("out of memory: {} bytes asked, {} bytes live; a smaller --batch_size needs less",
+                bytes, stats_.live_bytes);
   }
   stats_.live_bytes += static_cast<int64_t>(size);
   stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.live_bytes);

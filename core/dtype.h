@@ -16,24 +16,36 @@ struct BFloat16 {
 
 enum class DType { kFloat32, kFloat64, kBFloat16, kInt32, kInt64, kUInt8 };
 
-size_t size_of(DType dtype);           // bytes an element
-const char* name_of(DType dtype);      // "float32"
+size_t size_of(DType dtype);       // bytes an element
+const char* name_of(DType dtype);  // "float32"
 inline bool is_floating(DType dtype) { return dtype <= DType::kBFloat16; }
 
 template <class T>
 constexpr DType dtype_of() = delete;
 template <>
-constexpr DType dtype_of<float>() { return DType::kFloat32; }
+constexpr DType dtype_of<float>() {
+  return DType::kFloat32;
+}
 template <>
-constexpr DType dtype_of<double>() { return DType::kFloat64; }
+constexpr DType dtype_of<double>() {
+  return DType::kFloat64;
+}
 template <>
-constexpr DType dtype_of<BFloat16>() { return DType::kBFloat16; }
+constexpr DType dtype_of<BFloat16>() {
+  return DType::kBFloat16;
+}
 template <>
-constexpr DType dtype_of<int32_t>() { return DType::kInt32; }
+constexpr DType dtype_of<int32_t>() {
+  return DType::kInt32;
+}
 template <>
-constexpr DType dtype_of<int64_t>() { return DType::kInt64; }
+constexpr DType dtype_of<int64_t>() {
+  return DType::kInt64;
+}
 template <>
-constexpr DType dtype_of<uint8_t>() { return DType::kUInt8; }
+constexpr DType dtype_of<uint8_t>() {
+  return DType::kUInt8;
+}
 
 enum class DeviceType { kCpu, kCuda };
 

@@ -1,15 +1,16 @@
 // Errors: one line that names the operation, what was given and what was expected.
 #pragma once
 
-#include <fmt/format.h>
-
 #include <stdexcept>
 #include <string>
 #include <utility>
 
+#include <fmt/format.h>
+
 namespace mutilde {
 
-/// The base of everything that mutilde throws. The command line turns it into one line and exit code 2.
+/// The base of everything that mutilde throws. The command line turns it into one line and exit
+/// code 2.
 class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;

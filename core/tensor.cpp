@@ -34,7 +34,8 @@ Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
   Tensor tensor;
   tensor.shape_ = shape;
   tensor.dtype_ = dtype;
-  tensor.storage_ = std::make_shared<Storage>(static_cast<size_t>(shape.numel()) * size_of(dtype), device);
+  tensor.storage_ =
+      std::make_shared<Storage>(static_cast<size_t>(shape.numel()) * size_of(dtype), device);
   return tensor;
 }
 
@@ -51,8 +52,8 @@ Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device) {
 template <class T>
 Tensor Tensor::from(const Shape& shape, const std::vector<T>& values) {
   if (static_cast<int64_t>(values.size()) != shape.numel()) {
-    fail<ShapeError>("Tensor::from: {} values given, shape {} has {} elements", values.size(), shape,
-                     shape.numel());
+    fail<ShapeError>("Tensor::from: {} values given, shape {} has {} elements", values.size(),
+                     shape, shape.numel());
   }
   Tensor tensor = empty(shape, dtype_of<T>());
   if (!values.empty()) std::memcpy(tensor.raw(), values.data(), values.size() * sizeof(T));
@@ -76,10 +77,12 @@ template <class T>
 T* Tensor::data() const {
   if (!defined()) fail<Error>("Tensor::data: the tensor is undefined");
   if (dtype_ != dtype_of<T>()) {
-    fail<DTypeError>("Tensor::data: {} asked, the tensor holds {}", name_of(dtype_of<T>()), name_of(dtype_));
+    fail<DTypeError>("Tensor::data: {} asked, the tensor holds {}", name_of(dtype_of<T>()),
+                     name_of(dtype_));
   }
   if (device().type != DeviceType::kCpu) {
-    fail<Error>("Tensor::data: the tensor is on {}; move it with to(Device::cpu())", device().to_string());
+    fail<Error>("Tensor::data: the tensor is on {}; move it with to(Device::cpu())",
+                device().to_string());
   }
   return static_cast<T*>(raw());
 }
@@ -89,12 +92,23 @@ std::vector<T> Tensor::to_vector() const {
   if (device().type != DeviceType::kCpu) return detach().to(Device::cpu()).to_vector<T>();
   std::vector<T> values(static_cast<size_t>(numel()));
   switch (dtype_) {
-    case DType::kFloat32: convert<float>(raw(), values.data(), numel()); break;
-    case DType::kFloat64: convert<double>(raw(), values.data(), numel()); break;
-    case DType::kInt32: convert<int32_t>(raw(), values.data(), numel()); break;
-    case DType::kInt64: convert<int64_t>(raw(), values.data(), numel()); break;
-    case DType::kUInt8: convert<uint8_t>(raw(), values.data(), numel()); break;
-    case DType::kBFloat16: return detach().to(DType::kFloat32).to_vector<T>();
+    case DType::kFloat32:
+      convert<float>(raw(), values.data(), numel());
+      break;
+    case DType::kFloat64:
+      convert<double>(raw(), values.data(), numel());
+      break;
+    case DType::kInt32:
+      convert<int32_t>(raw(), values.data(), numel());
+      break;
+    case DType::kInt64:
+      convert<int64_t>(raw(), values.data(), numel());
+      break;
+    case DType::kUInt8:
+      convert<uint8_t>(raw(), values.data(), numel());
+      break;
+    case DType::kBFloat16:
+      return detach().to(DType::kFloat32).to_vector<T>();
   }
   return values;
 }
@@ -134,8 +148,8 @@ Tensor Tensor::clone() const {
 
 void Tensor::copy_(const Tensor& from) const {
   if (!(from.shape() == shape_) || from.dtype() != dtype_) {
-    fail<ShapeError>("Tensor::copy_: {} {} given, {} {} expected", name_of(from.dtype()), from.shape(),
-                     name_of(dtype_), shape_);
+    fail<ShapeError>("Tensor::copy_: {} {} given, {} {} expected", name_of(from.dtype()),
+                     from.shape(), name_of(dtype_), shape_);
   }
   const Tensor local = from.detach().to(device());
   backend(*this).copy(local.raw(), raw(), bytes());
@@ -146,7 +160,8 @@ Tensor& Tensor::set_requires_grad(bool wanted) {
     node_ = nullptr;
   } else if (node_ == nullptr) {
     if (!is_floating(dtype_)) {
-      fail<DTypeError>("set_requires_grad: a floating dtype expected, the tensor holds {}", name_of(dtype_));
+      fail<DTypeError>("set_requires_grad: a floating dtype expected, the tensor holds {}",
+                       name_of(dtype_));
     }
     node_ = std::make_shared<Node>();
     node_->shape = shape_;
@@ -163,7 +178,8 @@ void Tensor::set_grad(const Tensor& grad) const {
 }
 
 void Tensor::on_gradient(std::function<void(const Tensor& grad)> hook) const {
-  if (node_ == nullptr || !node_->is_leaf()) fail<AutogradError>("on_gradient: the tensor is no leaf");
+  if (node_ == nullptr || !node_->is_leaf())
+    fail<AutogradError>("on_gradient: the tensor is no leaf");
   node_->hook = std::move(hook);
 }
 
@@ -177,9 +193,9 @@ Tensor view_of(const Tensor& x, const Shape& shape, int64_t offset) {
   return view;
 }
 
-#define MUTILDE_INSTANTIATE(T)                                               \
-  template Tensor Tensor::from<T>(const Shape&, const std::vector<T>&);      \
-  template T* Tensor::data<T>() const;                                       \
+#define MUTILDE_INSTANTIATE(T)                                          \
+  template Tensor Tensor::from<T>(const Shape&, const std::vector<T>&); \
+  template T* Tensor::data<T>() const;                                  \
   template std::vector<T> Tensor::to_vector<T>() const;
 MUTILDE_INSTANTIATE(float)
 MUTILDE_INSTANTIATE(double)

@@ -1,7 +1,7 @@
 // Tensor: dense, contiguous, row-major; a handle to shared storage.
 //
-// Copying a Tensor copies the handle. reshape() and slice() of the leading axis are views of the same
-// storage; nothing else is, and there are no strides (docs/design.md says why).
+// Copying a Tensor copies the handle. reshape() and slice() of the leading axis are views of the
+// same storage; nothing else is, and there are no strides (docs/design.md says why).
 #pragma once
 
 #include <functional>
@@ -25,8 +25,10 @@ class Tensor {
   // Making tensors.
   static Tensor empty(const Shape& shape, DType dtype = DType::kFloat32, Device device = {});
   static Tensor zeros(const Shape& shape, DType dtype = DType::kFloat32, Device device = {});
-  static Tensor full(const Shape& shape, double value, DType dtype = DType::kFloat32, Device device = {});
-  /// Row-major values on the CPU; T is one of the dtypes' types. Throws ShapeError on a wrong count.
+  static Tensor full(const Shape& shape, double value, DType dtype = DType::kFloat32,
+                     Device device = {});
+  /// Row-major values on the CPU; T is one of the dtypes' types. Throws ShapeError on a wrong
+  /// count.
   template <class T>
   static Tensor from(const Shape& shape, const std::vector<T>& values);
   template <class T>
@@ -45,7 +47,8 @@ class Tensor {
   Device device() const;
   size_t bytes() const { return static_cast<size_t>(numel()) * size_of(dtype_); }
 
-  // Reading and writing elements. data<T>() and values<T>() need a CPU tensor of exactly that dtype.
+  // Reading and writing elements. data<T>() and values<T>() need a CPU tensor of exactly that
+  // dtype.
   template <class T>
   T* data() const;
   template <class T>
@@ -64,8 +67,9 @@ class Tensor {
   void* raw() const;
 
   // New tensors from this one. All but detach() and clone() are differentiable ops.
-  Tensor reshape(const Shape& shape) const;         // a view of as many elements
-  Tensor slice(int64_t begin, int64_t end) const;   // a view of rows [begin, end) of the leading axis
+  Tensor reshape(const Shape& shape) const;  // a view of as many elements
+  Tensor slice(int64_t begin,
+               int64_t end) const;  // a view of rows [begin, end) of the leading axis
   Tensor to(DType dtype) const;
   Tensor to(Device device) const;
   Tensor detach() const;  // the same data, outside the graph
@@ -84,8 +88,8 @@ class Tensor {
   void set_grad(const Tensor& grad) const;  // an undefined tensor clears it
   /// Called when this leaf's gradient is complete within a backward walk.
   void on_gradient(std::function<void(const Tensor& grad)> hook) const;
-  /// Accumulates d(contraction of this with the cotangent) into every leaf of the graph and frees the
-  /// graph. A scalar needs no cotangent. Throws AutogradError (see autograd.h).
+  /// Accumulates d(contraction of this with the cotangent) into every leaf of the graph and frees
+  /// the graph. A scalar needs no cotangent. Throws AutogradError (see autograd.h).
   void backward() const;
   void backward(const Tensor& cotangent) const;
 
@@ -105,8 +109,12 @@ class Tensor {
 /// The same storage under another shape, `offset` elements further on, outside the graph.
 Tensor view_of(const Tensor& x, const Shape& shape, int64_t offset);
 
-inline Tensor empty_like(const Tensor& x) { return Tensor::empty(x.shape(), x.dtype(), x.device()); }
-inline Tensor zeros_like(const Tensor& x) { return Tensor::zeros(x.shape(), x.dtype(), x.device()); }
+inline Tensor empty_like(const Tensor& x) {
+  return Tensor::empty(x.shape(), x.dtype(), x.device());
+}
+inline Tensor zeros_like(const Tensor& x) {
+  return Tensor::zeros(x.shape(), x.dtype(), x.device());
+}
 inline Backend& backend(const Tensor& x) { return backend(x.device()); }
 
 }  // namespace mutilde

@@ -17,30 +17,31 @@ Tensor initial(const Shape& shape, int64_t fan_in, Generator& random, Init init)
 
 Linear::Linear(int64_t in_features, int64_t out_features, Generator& random, Init init,
                CheckpointLayout layout) {
-  weight_ = add_parameter("weight", initial({out_features, in_features}, in_features, random, init), layout);
-  bias_ = add_parameter("bias", initial({out_features}, in_features, random, init));
+  add_parameter("weight", weight_, initial({out_features, in_features}, in_features, random, init),
+                layout);
+  add_parameter("bias", bias_, initial({out_features}, in_features, random, init));
 }
 
-Conv2d::Conv2d(int64_t in_channels, int64_t out_channels, int64_t kernel, Generator& random, int64_t stride,
-               Init init)
+Conv2d::Conv2d(int64_t in_channels, int64_t out_channels, int64_t kernel, Generator& random,
+               int64_t stride, Init init)
     : stride_(stride), padding_(kernel / 2) {
   const int64_t fan_in = in_channels * kernel * kernel;
-  weight_ = add_parameter("weight",
-                          initial({out_channels, kernel, kernel, in_channels}, fan_in, random, init),
-                          CheckpointLayout::kConv2d);
-  bias_ = add_parameter("bias", initial({out_channels}, fan_in, random, init));
+  add_parameter("weight", weight_,
+                initial({out_channels, kernel, kernel, in_channels}, fan_in, random, init),
+                CheckpointLayout::kConv2d);
+  add_parameter("bias", bias_, initial({out_channels}, fan_in, random, init));
 }
 
 GroupNorm32::GroupNorm32(int64_t channels) {
   if (channels % kGroups != 0) {
     fail<ShapeError>("GroupNorm32: {} channels do not divide into {} groups", channels, kGroups);
   }
-  weight_ = add_parameter("weight", Tensor::full({channels}, 1.0));
-  bias_ = add_parameter("bias", Tensor::zeros({channels}));
+  add_parameter("weight", weight_, Tensor::full({channels}, 1.0));
+  add_parameter("bias", bias_, Tensor::zeros({channels}));
 }
 
 Embedding::Embedding(int64_t entries, int64_t features, Generator& random) {
-  weight_ = add_parameter("weight", random.normal({entries, features}));
+  add_parameter("weight", weight_, random.normal({entries, features}));
 }
 
 Tensor timestep_embedding(const Tensor& t, int64_t dim, DType dtype) {
@@ -51,8 +52,8 @@ Tensor timestep_embedding(const Tensor& t, int64_t dim, DType dtype) {
                               static_cast<float>(half));
   }
   const NoGrad no_grad;
-  const Tensor table = Tensor::from<float>({1, half}, frequencies).to(dtype).to(t.device());
-  const Tensor angle = t.to(dtype).reshape({t.numel(), 1}) * table;
+  const Tensor table = Tensor::from<float>({1, half}, frequencies).to(t.device());
+  const Tensor angle = (t.to(DType::kFloat32).reshape({t.numel(), 1}) * table).to(dtype);
   std::vector<Tensor> parts{cos(angle), sin(angle)};
   if (dim % 2 == 1) parts.push_back(Tensor::zeros({t.numel(), 1}, dtype, t.device()));
   return concat(parts);

@@ -1,5 +1,6 @@
-// The layers that a UNet is built from. Images are [N, H, W, C]. Weights start as PyTorch's defaults do:
-// uniform in +-1/sqrt(fan_in) for convolutions and linear layers, normal for embeddings, or zero.
+// The layers that a UNet is built from. Images are [N, H, W, C]. Weights start as PyTorch's
+// defaults do: uniform in +-1/sqrt(fan_in) for convolutions and linear layers, normal for
+// embeddings, or zero.
 #pragma once
 
 #include "nn/module.h"
@@ -22,8 +23,8 @@ class Linear : public Module {
 
 class Conv2d : public Module {
  public:
-  Conv2d(int64_t in_channels, int64_t out_channels, int64_t kernel, Generator& random, int64_t stride = 1,
-         Init init = Init::kDefault);
+  Conv2d(int64_t in_channels, int64_t out_channels, int64_t kernel, Generator& random,
+         int64_t stride = 1, Init init = Init::kDefault);
   /// [N, H, W, C] -> [N, H / stride, W / stride, C_out] (padding kernel / 2).
   Tensor forward(const Tensor& x) const { return conv2d(x, weight_, bias_, stride_, padding_); }
   int64_t out_channels() const { return bias_.size(0); }
@@ -60,9 +61,10 @@ class Embedding : public Module {
   Tensor weight_;  // [entries, features]
 };
 
-/// Sinusoidal embedding of timesteps (Vaswani et al. 2017): cosines, then sines, of t * 10000^(-i / half)
-/// for i < half = dim / 2; an odd dim ends with a zero. t: [N], int64 or floating; returns [N, dim].
-/// Frequencies are float32, as in the original.
+/// Sinusoidal embedding of timesteps (Vaswani et al. 2017): cosines, then sines, of t * 10000^(-i /
+/// half) for i < half = dim / 2; an odd dim ends with a zero. t: [N], int64 or floating; returns
+/// [N, dim]. Frequencies and angles are float32 whatever the dtype, as in the original: near t =
+/// 1000 a float64 angle would give sines that differ by 3e-5.
 Tensor timestep_embedding(const Tensor& t, int64_t dim, DType dtype = DType::kFloat32);
 
 }  // namespace mutilde

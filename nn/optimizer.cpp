@@ -9,7 +9,8 @@ namespace mutilde {
 namespace {
 
 template <class Make>
-std::vector<NamedParameter> buffers_like(const std::vector<NamedParameter>& parameters, const Make& make) {
+std::vector<NamedParameter> buffers_like(const std::vector<NamedParameter>& parameters,
+                                         const Make& make) {
   std::vector<NamedParameter> buffers;
   for (const NamedParameter& parameter : parameters) {
     buffers.push_back({parameter.name, make(parameter.value), parameter.layout});
@@ -22,7 +23,8 @@ std::vector<NamedParameter> buffers_like(const std::vector<NamedParameter>& para
 AdamW::AdamW(std::vector<NamedParameter> parameters, AdamWOptions options)
     : options_(std::move(options)), parameters_(std::move(parameters)) {
   for (double rate : options_.ema_rates) {
-    if (!(rate >= 0 && rate < 1)) fail<Error>("AdamW: ema rate {} given, one in [0, 1) expected", rate);
+    if (!(rate >= 0 && rate < 1))
+      fail<Error>("AdamW: ema rate {} given, one in [0, 1) expected", rate);
   }
   for (double beta : {options_.beta1, options_.beta2}) {
     if (!(beta >= 0 && beta < 1)) fail<Error>("AdamW: beta {} given, one in [0, 1) expected", beta);
@@ -39,11 +41,12 @@ void AdamW::step(double lr) {
   ++step_count_;
   std::vector<double> rates = options_.ema_rates;
   if (options_.ema_warmup) {
-    const double warmup = (1.0 + static_cast<double>(step_count_)) / (10.0 + static_cast<double>(step_count_));
+    const double warmup =
+        (1.0 + static_cast<double>(step_count_)) / (10.0 + static_cast<double>(step_count_));
     for (double& rate : rates) rate = std::min(rate, warmup);
   }
-  const AdamWStep step{lr,           options_.beta1, options_.beta2, options_.adam_eps, options_.weight_decay,
-                       step_count_};
+  const AdamWStep step{
+      lr, options_.beta1, options_.beta2, options_.adam_eps, options_.weight_decay, step_count_};
   std::vector<View> ema(rates.size());
   for (size_t i = 0; i < parameters_.size(); ++i) {
     const Tensor& value = parameters_[i].value;
@@ -62,7 +65,8 @@ double AdamW::gradient_norm() const {
   const NoGrad no_grad;
   double total = 0;
   for (const NamedParameter& parameter : parameters_) {
-    if (const Tensor grad = parameter.value.grad(); grad.defined()) total += sum(square(grad)).item();
+    if (const Tensor grad = parameter.value.grad(); grad.defined())
+      total += sum(square(grad)).item();
   }
   return std::sqrt(total);
 }

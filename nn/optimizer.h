@@ -1,5 +1,5 @@
-// AdamW (Loshchilov and Hutter 2019) with any number of exponential moving averages of the parameters,
-// all in one pass over memory.
+// AdamW (Loshchilov and Hutter 2019) with any number of exponential moving averages of the
+// parameters, all in one pass over memory.
 #pragma once
 
 #include <vector>
@@ -17,11 +17,12 @@ struct AdamWOptions {
 
 class AdamW {
  public:
-  /// The averages start as copies of the parameters. Throws Error for a rate or beta outside [0, 1).
+  /// The averages start as copies of the parameters. Throws Error for a rate or beta outside [0,
+  /// 1).
   AdamW(std::vector<NamedParameter> parameters, AdamWOptions options);
 
-  /// One step at learning rate `lr` with the gradients that backward() left; parameters without a gradient
-  /// keep still, but for their averages. The gradients stay: zero_grad() drops them.
+  /// One step at learning rate `lr` with the gradients that backward() left; parameters without a
+  /// gradient keep still, but for their averages. The gradients stay: zero_grad() drops them.
   void step(double lr);
   void zero_grad();
   /// Square root of the sum of squares of all gradients.
@@ -45,7 +46,8 @@ class AdamW {
 /// Exchanges the parameters' values with another set (an average) while it lives.
 class SwappedParameters {
  public:
-  SwappedParameters(const std::vector<NamedParameter>& parameters, const std::vector<NamedParameter>& others);
+  SwappedParameters(const std::vector<NamedParameter>& parameters,
+                    const std::vector<NamedParameter>& others);
   ~SwappedParameters();
   SwappedParameters(const SwappedParameters&) = delete;
   SwappedParameters& operator=(const SwappedParameters&) = delete;

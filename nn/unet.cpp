@@ -84,7 +84,9 @@ Downsample::Downsample(int64_t channels, bool learned, Generator& random) {
   add_module("op", *op_);
 }
 
-Tensor Downsample::forward(const Tensor& x) const { return op_ ? op_->forward(x) : avg_pool2d(x, 2); }
+Tensor Downsample::forward(const Tensor& x) const {
+  return op_ ? op_->forward(x) : avg_pool2d(x, 2);
+}
 
 Upsample::Upsample(int64_t channels, bool learned, Generator& random) {
   if (!learned) return;
@@ -104,19 +106,24 @@ void BlockSequence::add_layer(std::shared_ptr<Module> module, Layer layer) {
 }
 
 void BlockSequence::add(std::shared_ptr<ResBlock> block) {
-  add_layer(block, [b = block.get()](const Tensor& x, const BlockContext& c) { return b->forward(x, c); });
+  add_layer(block,
+            [b = block.get()](const Tensor& x, const BlockContext& c) { return b->forward(x, c); });
 }
 void BlockSequence::add(std::shared_ptr<AttentionBlock> block) {
-  add_layer(block, [b = block.get()](const Tensor& x, const BlockContext& c) { return b->forward(x, c); });
+  add_layer(block,
+            [b = block.get()](const Tensor& x, const BlockContext& c) { return b->forward(x, c); });
 }
 void BlockSequence::add(std::shared_ptr<Downsample> layer) {
-  add_layer(layer, [l = layer.get()](const Tensor& x, const BlockContext&) { return l->forward(x); });
+  add_layer(layer,
+            [l = layer.get()](const Tensor& x, const BlockContext&) { return l->forward(x); });
 }
 void BlockSequence::add(std::shared_ptr<Upsample> layer) {
-  add_layer(layer, [l = layer.get()](const Tensor& x, const BlockContext&) { return l->forward(x); });
+  add_layer(layer,
+            [l = layer.get()](const Tensor& x, const BlockContext&) { return l->forward(x); });
 }
 void BlockSequence::add(std::shared_ptr<Conv2d> layer) {
-  add_layer(layer, [l = layer.get()](const Tensor& x, const BlockContext&) { return l->forward(x); });
+  add_layer(layer,
+            [l = layer.get()](const Tensor& x, const BlockContext&) { return l->forward(x); });
 }
 
 Tensor BlockSequence::forward(Tensor x, const BlockContext& context) const {
@@ -129,8 +136,9 @@ UNet::UNet(const UNetConfig& config, Generator& random)
       time_embed_0_(config.model_channels, 4 * config.model_channels, random),
       time_embed_2_(4 * config.model_channels, 4 * config.model_channels, random) {
   if (config.channel_mult.empty() || config.num_res_blocks < 1) {
-    fail<Error>("UNet: at least one level and one residual block a level are needed ({} levels, {} blocks)",
-                config.channel_mult.size(), config.num_res_blocks);
+    fail<Error>(
+        "UNet: at least one level and one residual block a level are needed ({} levels, {} blocks)",
+        config.channel_mult.size(), config.num_res_blocks);
   }
   const int64_t embedding_channels = 4 * config.model_channels;
   add_module("time_embed.0", time_embed_0_);
@@ -155,13 +163,15 @@ UNet::UNet(const UNetConfig& config, Generator& random)
   std::vector<int64_t> skip_channels{channels};
   int64_t downsampling = 1;
   const int64_t image_channels = config.in_channels * (config.super_resolution ? 2 : 1);
-  append(input_blocks_, "input_blocks").add(std::make_shared<Conv2d>(image_channels, channels, 3, random));
+  append(input_blocks_, "input_blocks")
+      .add(std::make_shared<Conv2d>(image_channels, channels, 3, random));
   const size_t levels = config.channel_mult.size();
   for (size_t level = 0; level < levels; ++level) {
     const int64_t level_channels = config.channel_mult[level] * config.model_channels;
     for (int64_t i = 0; i < config.num_res_blocks; ++i) {
       BlockSequence& block = append(input_blocks_, "input_blocks");
-      block.add(std::make_shared<ResBlock>(channels, level_channels, embedding_channels, config, random));
+      block.add(
+          std::make_shared<ResBlock>(channels, level_channels, embedding_channels, config, random));
       channels = level_channels;
       if (attends(downsampling)) {
         block.add(std::make_shared<AttentionBlock>(channels, config.num_heads, random));
@@ -176,12 +186,15 @@ UNet::UNet(const UNetConfig& config, Generator& random)
     }
   }
 
-  middle_block_.add(std::make_shared<ResBlock>(channels, channels, embedding_channels, config, random));
+  middle_block_.add(
+      std::make_shared<ResBlock>(channels, channels, embedding_channels, config, random));
   middle_block_.add(std::make_shared<AttentionBlock>(channels, config.num_heads, random));
-  middle_block_.add(std::make_shared<ResBlock>(channels, channels, embedding_channels, config, random));
+  middle_block_.add(
+      std::make_shared<ResBlock>(channels, channels, embedding_channels, config, random));
   add_module("middle_block", middle_block_);
 
-  const int64_t up_heads = config.num_heads_upsample == -1 ? config.num_heads : config.num_heads_upsample;
+  const int64_t up_heads =
+      config.num_heads_upsample == -1 ? config.num_heads : config.num_heads_upsample;
   for (size_t level = levels; level-- > 0;) {
     const int64_t level_channels = config.channel_mult[level] * config.model_channels;
     for (int64_t i = 0; i <= config.num_res_blocks; ++i) {
@@ -190,7 +203,8 @@ UNet::UNet(const UNetConfig& config, Generator& random)
                                            embedding_channels, config, random));
       skip_channels.pop_back();
       channels = level_channels;
-      if (attends(downsampling)) block.add(std::make_shared<AttentionBlock>(channels, up_heads, random));
+      if (attends(downsampling))
+        block.add(std::make_shared<AttentionBlock>(channels, up_heads, random));
       if (level > 0 && i == config.num_res_blocks) {
         block.add(std::make_shared<Upsample>(channels, config.conv_resample, random));
         downsampling /= 2;
@@ -211,12 +225,13 @@ Tensor UNet::embed(const Tensor& t, const Tensor& y, DType dtype) const {
   return silu(embedding);
 }
 
-Tensor UNet::forward(const Tensor& x, const Tensor& t, const Tensor& y, const Tensor& low_res) const {
+Tensor UNet::forward(const Tensor& x, const Tensor& t, const Tensor& y,
+                     const Tensor& low_res) const {
   const int64_t factor = int64_t{1} << (config_.channel_mult.size() - 1);
   if (x.rank() != 4 || x.size(3) != config_.in_channels || x.size(1) % factor != 0 ||
       x.size(2) % factor != 0) {
-    fail<ShapeError>("UNet: input {} given, [N, H, W, {}] with H and W multiples of {} expected", x.shape(),
-                     config_.in_channels, factor);
+    fail<ShapeError>("UNet: input {} given, [N, H, W, {}] with H and W multiples of {} expected",
+                     x.shape(), config_.in_channels, factor);
   }
   if (t.rank() != 1 || t.size(0) != x.size(0)) {
     fail<ShapeError>("UNet: timesteps {} given, [{}] expected", t.shape(), x.size(0));
@@ -226,8 +241,9 @@ Tensor UNet::forward(const Tensor& x, const Tensor& t, const Tensor& y, const Te
                                         : "a class-conditional model needs class labels");
   }
   if (low_res.defined() != config_.super_resolution) {
-    fail<Error>("UNet: {}", low_res.defined() ? "a low-resolution image given to a plain model"
-                                              : "a super-resolution model needs a low-resolution image");
+    fail<Error>("UNet: {}", low_res.defined()
+                                ? "a low-resolution image given to a plain model"
+                                : "a super-resolution model needs a low-resolution image");
   }
 
   BlockContext context;

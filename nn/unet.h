@@ -1,5 +1,6 @@
-// The UNet of Improved DDPM (Nichol and Dhariwal 2021, section 2 and appendix A), with every option of the
-// original program. Parameter names are those of its state dict, so that weights go both ways.
+// The UNet of Improved DDPM (Nichol and Dhariwal 2021, section 2 and appendix A), with every option
+// of the original program. Parameter names are those of its state dict, so that weights go both
+// ways.
 #pragma once
 
 #include <memory>
@@ -15,7 +16,8 @@ struct UNetConfig {
   int64_t model_channels = 128;
   std::vector<int64_t> channel_mult = {1, 2, 2, 2};
   int64_t num_res_blocks = 3;
-  std::vector<int64_t> attention_downsampling = {2, 4};  // attention where the image is this much smaller
+  std::vector<int64_t> attention_downsampling = {
+      2, 4};  // attention where the image is this much smaller
   int64_t num_heads = 4;
   int64_t num_heads_upsample = -1;  // -1: num_heads
   bool use_scale_shift_norm = true;
@@ -23,23 +25,24 @@ struct UNetConfig {
   double dropout = 0.0;
   int64_t num_classes = 0;  // 0: unconditional
   bool use_checkpoint = false;
-  bool super_resolution = false;  // a second, smaller image is enlarged and concatenated to the first
+  bool super_resolution =
+      false;  // a second, smaller image is enlarged and concatenated to the first
 };
 
 /// What every block of one forward pass shares.
 struct BlockContext {
-  Tensor embedding;             // [N, 4 * model_channels], of the timestep and the class, after its SiLU
+  Tensor embedding;  // [N, 4 * model_channels], of the timestep and the class, after its SiLU
   Generator* random = nullptr;  // for dropout; set in training mode only
   bool use_checkpoint = false;
 };
 
-/// x -> x' of the same or another number of channels: norm, SiLU, convolution, twice, with the embedding in
-/// between, plus a skip connection. The last convolution starts at zero, so that the block starts as its
-/// skip.
+/// x -> x' of the same or another number of channels: norm, SiLU, convolution, twice, with the
+/// embedding in between, plus a skip connection. The last convolution starts at zero, so that the
+/// block starts as its skip.
 class ResBlock : public Module {
  public:
-  ResBlock(int64_t in_channels, int64_t out_channels, int64_t embedding_channels, const UNetConfig& config,
-           Generator& random);
+  ResBlock(int64_t in_channels, int64_t out_channels, int64_t embedding_channels,
+           const UNetConfig& config, Generator& random);
   Tensor forward(const Tensor& x, const BlockContext& context) const;
 
  private:
@@ -111,13 +114,16 @@ class BlockSequence : public Module {
 
 class UNet : public Module {
  public:
-  /// Throws Error for a configuration that makes no network (no levels, channels that 32 does not divide).
+  /// Throws Error for a configuration that makes no network (no levels, channels that 32 does not
+  /// divide).
   UNet(const UNetConfig& config, Generator& random);
 
-  /// x: [N, H, W, in_channels]; t: [N], int64 or floating, as the network should see it; y: [N] int64 class
-  /// labels, exactly where num_classes > 0; low_res: [N, h, w, in_channels], exactly for super-resolution.
-  /// Returns [N, H, W, out_channels]. Throws ShapeError if H or W does not halve evenly at every level.
-  Tensor forward(const Tensor& x, const Tensor& t, const Tensor& y = {}, const Tensor& low_res = {}) const;
+  /// x: [N, H, W, in_channels]; t: [N], int64 or floating, as the network should see it; y: [N]
+  /// int64 class labels, exactly where num_classes > 0; low_res: [N, h, w, in_channels], exactly
+  /// for super-resolution. Returns [N, H, W, out_channels]. Throws ShapeError if H or W does not
+  /// halve evenly at every level.
+  Tensor forward(const Tensor& x, const Tensor& t, const Tensor& y = {},
+                 const Tensor& low_res = {}) const;
 
   const UNetConfig& config() const { return config_; }
   /// Where dropout draws from in training mode; a trainer sets it anew each step.

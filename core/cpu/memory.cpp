@@ -19,7 +19,11 @@ void CpuBackend::release_cached_memory() { allocator_.release_cached(); }
 void CpuBackend::copy(const void* from, void* to, size_t bytes) {
   if (bytes > 0) std::memmove(to, from, bytes);
 }
-void CpuBackend::copy_from_host(const void* host, void* device, size_t bytes) { copy(host, device, bytes); }
-void CpuBackend::copy_to_host(const void* device, void* host, size_t bytes) { copy(device, host, bytes); }
+void CpuBackend::copy_from_host(const void* host, void* device, size_t bytes) {
+  copy(host, device, bytes);
+}
+void CpuBackend::copy_to_host(const void* device, void* host, size_t bytes) {
+  copy(device, host, bytes);
+}
 
 }  // namespace mutilde

@@ -1,8 +1,8 @@
-// Every op, by family. Each is differentiable in its floating inputs unless a comment says otherwise;
-// its forward and backward stand side by side in the family's file.
+// Every op, by family. Each is differentiable in its floating inputs unless a comment says
+// otherwise; its forward and backward stand side by side in the family's file.
 //
-// Shapes that do not fit throw ShapeError, dtypes that do not fit DTypeError; the message names the op.
-// All floating inputs of an op share one dtype and one device.
+// Shapes that do not fit throw ShapeError, dtypes that do not fit DTypeError; the message names the
+// op. All floating inputs of an op share one dtype and one device.
 #pragma once
 
 #include <optional>
@@ -50,7 +50,8 @@ Tensor clamp(const Tensor& x, double low, double high);
 Tensor where(const Tensor& condition, const Tensor& a, const Tensor& b);
 Tensor less(const Tensor& a, const Tensor& b);           // uint8; not differentiable
 Tensor greater_equal(const Tensor& a, const Tensor& b);  // uint8; not differentiable
-/// Each element is kept with probability 1 - p and then scaled by 1 / (1 - p). Throws for p outside [0, 1).
+/// Each element is kept with probability 1 - p and then scaled by 1 / (1 - p). Throws for p outside
+/// [0, 1).
 Tensor dropout(const Tensor& x, double p, RandomPosition position);
 
 // Reductions (reduce.cpp). Empty `axes` means all. Reduced axes vanish unless keep_axes.
@@ -75,8 +76,8 @@ Tensor cast(const Tensor& x, DType dtype);  // differentiable between floating d
 Tensor broadcast_to(const Tensor& x, const Shape& shape);
 
 // Matrix products (matmul.cpp).
-/// [.., M, K] x [.., K, N] -> [.., M, N]; transposed sides are [.., K, M] and [.., N, K]. The leading
-/// axes agree, or one side has none.
+/// [.., M, K] x [.., K, N] -> [.., M, N]; transposed sides are [.., K, M] and [.., N, K]. The
+/// leading axes agree, or one side has none.
 Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a = false, bool transpose_b = false);
 /// x: [.., K], weight: [N, K], bias: [N] or undefined -> [.., N].
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias);
@@ -88,19 +89,21 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t
               int64_t padding = 0);
 
 // Normalisation (norm.cpp).
-/// x: [N, .., C]; each of `groups` groups of channels is normalised over all positions (biased variance,
-/// computed in two passes); weight, bias: [C]. Throws ShapeError if groups does not divide C.
+/// x: [N, .., C]; each of `groups` groups of channels is normalised over all positions (biased
+/// variance, computed in two passes); weight, bias: [C]. Throws ShapeError if groups does not
+/// divide C.
 Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const Tensor& bias,
                   double norm_eps = 1e-5);
-/// Defined by: silu(group_norm(x) * (1 + scale) + shift), where scale_shift: [N, 2C] is scale and then
-/// shift for each channel, or undefined for plain silu(group_norm(x)).
+/// Defined by: silu(group_norm(x) * (1 + scale) + shift), where scale_shift: [N, 2C] is scale and
+/// then shift for each channel, or undefined for plain silu(group_norm(x)).
 Tensor group_norm_silu(const Tensor& x, int64_t groups, const Tensor& weight, const Tensor& bias,
                        const Tensor& scale_shift, double norm_eps = 1e-5);
 Tensor softmax(const Tensor& x);  // over the last axis
 
 // Attention (attention.cpp).
-/// qkv: [N, T, heads * 3 * D], laid out head by head (for each its q, then k, then v) -> [N, T, heads * D].
-/// Defined by: softmax((q D^-1/4) (k D^-1/4)^T) v for each head. Never holds the T x T weights.
+/// qkv: [N, T, heads * 3 * D], laid out head by head (for each its q, then k, then v) -> [N, T,
+/// heads * D]. Defined by: softmax((q D^-1/4) (k D^-1/4)^T) v for each head. Never holds the T x T
+/// weights.
 Tensor attention(const Tensor& qkv, int64_t heads);
 
 // Resampling (resample.cpp), [N, H, W, C].
@@ -113,8 +116,10 @@ Tensor resize_bilinear(const Tensor& x, int64_t height, int64_t width);
 // Tables (embedding.cpp).
 /// weight: [V, E], index: int64 of any shape -> [.., E]. Throws Error for an index outside [0, V).
 Tensor embedding(const Tensor& weight, const Tensor& index);
-/// table: [T] float64; t: [N] int64. Entry t of a per-timestep table for each image, as float32 or float64,
-/// shaped [N, 1, .., 1] with `rank` axes so that it broadcasts over a batch. Not differentiable.
-Tensor gather_timesteps(const Tensor& table, const Tensor& t, int rank, DType dtype = DType::kFloat32);
+/// table: [T] float64; t: [N] int64. Entry t of a per-timestep table for each image, as float32 or
+/// float64, shaped [N, 1, .., 1] with `rank` axes so that it broadcasts over a batch. Not
+/// differentiable.
+Tensor gather_timesteps(const Tensor& table, const Tensor& t, int rank,
+                        DType dtype = DType::kFloat32);
 
 }  // namespace mutilde

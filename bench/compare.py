@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""Training and sampling steps of mutilde against PyTorch, run in turn on one machine.
+
+For each preset and mode one process of ours and one of each variant of the peer are started and warmed up;
+then each runs one step in turn, over and over, so that a drift of the machine's speed meets all alike. The
+table shows medians, and the ratio to the faster variant as the median of the ratios turn by turn.
+"""
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+class Runner:
+    """A process that runs one step for each line it is sent, and answers with its milliseconds."""
+
+    def __init__(self, name, command, environment=None):
+        self.name = name
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL, text=True, env=environment)
+        self.times = []
+
+    def wait_ready(self):
+        for line in self.process.stdout:
+            if line.startswith("ready"):
+                return line.split()[1:]
+        raise RuntimeError(f"{self.name} ended before it was ready")
+
+    def step(self):
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        self.times.append(float(self.process.stdout.readline()))
+
+    def peak_mb(self):
+        with open(f"/proc/{self.process.pid}/status") as status:
+            for line in status:
+                if line.startswith("VmHWM"):
+                    return int(line.split()[1]) / 1024
+        return 0.0
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.stdout.read()
+        self.process.wait()
+
+
+def measure(args, preset, mode, peak):
+    ours = Runner("mutilde", [args.step_bench, "--preset", preset, "--mode", mode, "--serve"])
+    flops, batch = ours.wait_ready()
+    peers = []
+    if args.python:
+        # Some distributions force an older OpenBLAS kernel here; the peer gets this processor's best.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
+        for variant in args.variants.split(","):
+            flags = {"eager": [], "compiled": ["--compile"], "channels_last": ["--channels_last"]}[variant]
+            peers.append(Runner(variant, [args.python, f"{HERE}/peer_torch.py", "--preset", preset, "--mode", mode,
+                                          "--serve"] + flags, environment))
+            peers[-1].wait_ready()
+    runners = [ours] + peers
+    for _ in range(args.runs):
+        for runner in runners:
+            time.sleep(args.pause)  # threads of the one before stop spinning
+            runner.step()
+    row = {"preset": preset, "mode": mode, "precision": "fp32", "batch": int(batch),
+           "ours_ms": statistics.median(ours.times), "ours_ms_all": ours.times, "peak_mb": ours.peak_mb()}
+    row["images_per_s"] = row["batch"] / row["ours_ms"] * 1e3
+    row["share_of_peak"] = float(flops) / (row["ours_ms"] * 1e-3) / (peak * 1e9)
+    if peers:
+        best = min(peers, key=lambda runner: statistics.median(runner.times))
+        row["peer"] = "PyTorch " + args.torch_version + " " + best.name
+        row["peer_ms"] = statistics.median(best.times)
+        row["ratio"] = statistics.median(b / a for a, b in zip(ours.times, best.times))
+        row["peer_peak_mb"] = best.peak_mb()
+        row["peer_all_ms"] = {runner.name: statistics.median(runner.times) for runner in peers}
+    for runner in runners:
+        runner.close()
+    return row
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--step_bench", required=True, help="the program built from bench/step_bench.cpp")
+    parser.add_argument("--python", help="a Python with PyTorch; without it only ours is measured")
+    parser.add_argument("--presets", default="small,medium,cifar")
+    parser.add_argument("--modes", default="train,sample")
+    parser.add_argument("--variants", default="eager,compiled")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--pause", type=float, default=0.25, help="seconds between steps")
+    parser.add_argument("--json", metavar="FILE", help="write the rows as a JSON list")
+    args = parser.parse_args()
+    args.torch_version = ""
+    if args.python:
+        args.torch_version = subprocess.run([args.python, "-c", "import torch; print(torch.__version__)"],
+                                            capture_output=True, text=True, check=True).stdout.strip()
+    peak = float(subprocess.run([args.step_bench, "--peak"], capture_output=True, text=True, check=True).stdout)
+    print(f"FMA peak {peak:.0f} GFLOP/s (float32, {os.cpu_count()} cores)")
+    print(f"{'preset':8}{'mode':8}{'batch':>6}{'ours ms':>10}{'images/s':>10}{'of peak':>9}{'peak MB':>9}"
+          f"{'peer ms':>10}{'peer MB':>9}{'ratio':>7}  peer")
+    rows = []
+    for preset in args.presets.split(","):
+        for mode in args.modes.split(","):
+            row = measure(args, preset, mode, peak)
+            rows.append(row)
+            print(f"{preset:8}{mode:8}{row['batch']:6}{row['ours_ms']:10.1f}{row['images_per_s']:10.1f}"
+                  f"{row['share_of_peak']:9.1%}{row['peak_mb']:9.0f}{row.get('peer_ms', float('nan')):10.1f}"
+                  f"{row.get('peer_peak_mb', float('nan')):9.0f}{row.get('ratio', float('nan')):7.2f}"
+                  f"  {row.get('peer', '-')}", flush=True)
+    if args.json:
+        temporary = args.json + ".tmp"
+        with open(temporary, "w") as out:
+            json.dump(rows, out, indent=1)
+        os.replace(temporary, args.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

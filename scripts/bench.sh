@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Measures training and sampling steps of the three presets against PyTorch, run in turn, and prints a table.
+#   scripts/bench.sh [--json FILE] [--runs N] [--presets small,medium] [--modes train] ...
+#   scripts/bench.sh --kernels      single layers: GFLOP/s and share of the FMA peak
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scripts/install_deps.sh >&2
+cmake --preset release >&2
+if [[ ${1:-} == --kernels ]]; then
+  cmake --build --preset release --target kernels_bench >&2
+  exec build/release/bench/kernels_bench "${@:2}"
+fi
+cmake --build --preset release --target step_bench >&2
+python=$(scripts/peer_env.sh | tail -n 1)
+exec python3 bench/compare.py --step_bench build/release/bench/step_bench --python "$python" "$@"

@@ -1,0 +1,180 @@
+// The UNet against the outputs and gradients of the original program (tests/data/README.md).
+#include <fstream>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "core/safetensors.h"
+#include "nn/unet.h"
+#include "support/reference.h"
+
+namespace mutilde {
+namespace {
+
+using nlohmann::json;
+
+const std::string kData = MUTILDE_TEST_DATA;
+
+struct Reference {
+  explicit Reference(const std::string& name)
+      : file(kData + "/" + name + ".safetensors"),
+        config(json::parse(file.metadata().at("config"))) {
+    std::ifstream stream(kData + "/conditioning.json");
+    const json all = json::parse(stream)["zero_gradients"][name + ".safetensors"];
+    largest_gradient = all["largest_gradient"];
+    zero = all["zero"].get<std::vector<std::string>>();
+  }
+
+  bool is_zero(const std::string& name) const {
+    return std::find(zero.begin(), zero.end(), name) != zero.end();
+  }
+
+  SafetensorsFile file;
+  json config;
+  double largest_gradient = 0;
+  std::vector<std::string> zero;
+};
+
+UNetConfig config_from(const json& c) {
+  UNetConfig config;
+  config.in_channels = c["in_channels"];
+  config.out_channels = c["out_channels"];
+  config.model_channels = c["model_channels"];
+  config.num_res_blocks = c["num_res_blocks"];
+  config.channel_mult = c["channel_mult"].get<std::vector<int64_t>>();
+  config.attention_downsampling = c["attention_resolutions"].get<std::vector<int64_t>>();
+  config.num_heads = c.value("num_heads", 1);
+  config.num_heads_upsample = c.value("num_heads_upsample", -1);
+  config.use_scale_shift_norm = c.value("use_scale_shift_norm", false);
+  config.conv_resample = c.value("conv_resample", true);
+  config.num_classes = c.value("num_classes", 0);
+  config.super_resolution = c["class"] == "SuperResModel";
+  return config;
+}
+
+// Output and gradients of sum(out * g), in checkpoint layout by name, NHWC for images.
+struct Result {
+  Tensor out, grad_x, grad_low_res;
+  std::vector<std::pair<std::string, Tensor>> gradients;
+};
+
+Result run(const Reference& reference, DType dtype, bool use_checkpoint,
+           const std::string& t_name) {
+  const SafetensorsFile& file = reference.file;
+  UNetConfig config = config_from(reference.config);
+  config.use_checkpoint = use_checkpoint;
+  Generator random(1);
+  UNet unet(config, random);
+  unet.to(dtype);
+  load_state_dict(unet.named_parameters(),
+                  [&](const std::string& name) { return file.read("param." + name); });
+  const auto image = [&](const std::string& name) {
+    return nchw_to_nhwc(file.read(name)).to(dtype);
+  };
+  const Tensor x = image("x").set_requires_grad(true);
+  const Tensor y = file.has("y") ? file.read("y") : Tensor{};
+  Tensor low_res;
+  if (file.has("low_res")) low_res = image("low_res").set_requires_grad(true);
+  Result result;
+  result.out = unet.forward(x, file.read(t_name), y, low_res);
+  result.out.backward(image("g"));
+  result.grad_x = x.grad();
+  if (low_res.defined()) result.grad_low_res = low_res.grad();
+  for (const NamedParameter& parameter : unet.named_parameters()) {
+    result.gradients.emplace_back(parameter.name,
+                                  to_checkpoint_layout(parameter.value.grad(), parameter.layout));
+  }
+  return result;
+}
+
+struct Case {
+  const char* file;
+  DType dtype;
+  double out_tolerance, gradient_tolerance;
+};
+
+class UNetReference : public ::testing::TestWithParam<Case> {};
+
+TEST_P(UNetReference, OutputAndEveryGradientAgree) {
+  const Case& c = GetParam();
+  const Reference reference(c.file);
+  const Result result = run(reference, c.dtype, false, "timesteps");
+  const SafetensorsFile& file = reference.file;
+  EXPECT_TRUE(near_reference(result.out, nchw_to_nhwc(file.read("out")), c.out_tolerance));
+  EXPECT_TRUE(
+      near_reference(result.grad_x, nchw_to_nhwc(file.read("grad_x")), c.gradient_tolerance));
+  if (file.has("grad_low_res")) {
+    EXPECT_TRUE(near_reference(result.grad_low_res, nchw_to_nhwc(file.read("grad_low_res")),
+                               c.gradient_tolerance));
+  }
+  size_t compared = 0;
+  for (const auto& [name, gradient] : result.gradients) {
+    SCOPED_TRACE(name);
+    const Tensor expected = file.read("grad." + name);
+    if (reference.is_zero(name)) {
+      // Mathematically zero (a constant in front of a norm, a key's bias): both sides are
+      // round-off.
+      EXPECT_TRUE(near_reference(gradient, expected, 0, 1e-5 * reference.largest_gradient));
+    } else {
+      EXPECT_TRUE(near_reference(gradient, expected, c.gradient_tolerance));
+    }
+    ++compared;
+  }
+  // Nothing of the file is left out either.
+  const auto names = file.names();
+  EXPECT_EQ(compared,
+            static_cast<size_t>(std::count_if(names.begin(), names.end(), [](const auto& name) {
+              return name.rfind("grad.", 0) == 0;
+            })));
+}
+
+constexpr DType f32 = DType::kFloat32, f64 = DType::kFloat64;
+INSTANTIATE_TEST_SUITE_P(Files, UNetReference,
+                         ::testing::Values(Case{"unet_a_minimal", f32, 2e-4, 1e-3},
+                                           Case{"unet_a_minimal", f64, 1e-5, 1e-5},
+                                           Case{"unet_b_scale_shift_heads_class", f32, 2e-4, 1e-3},
+                                           Case{"unet_b_scale_shift_heads_class", f64, 1e-5, 1e-5},
+                                           Case{"unet_c_pooling", f32, 2e-4, 1e-3},
+                                           Case{"unet_c_pooling", f64, 1e-5, 1e-5},
+                                           Case{"unet_d_super_resolution", f32, 2e-4, 1e-3},
+                                           Case{"unet_d_super_resolution", f64, 1e-5, 1e-5},
+                                           Case{"unet_h_sr_class_time", f32, 2e-5, 1e-4},
+                                           Case{"unet_h_sr_class_time", f64, 1e-5, 1e-5}),
+                         [](const auto& test) {
+                           return std::string(test.param.file) + "_" + name_of(test.param.dtype);
+                         });
+
+TEST(UNetReference, TakesFractionalTimesteps) {
+  const Reference reference("unet_h_sr_class_time");
+  const Result result = run(reference, DType::kFloat32, false, "timesteps_float");
+  EXPECT_TRUE(near_reference(result.out, nchw_to_nhwc(reference.file.read("out_float")), 2e-5));
+}
+
+TEST(UNetReference, CheckpointingChangesNoGradient) {
+  const Reference reference("unet_b_scale_shift_heads_class");
+  const Result plain = run(reference, DType::kFloat32, false, "timesteps");
+  const Result checkpointed = run(reference, DType::kFloat32, true, "timesteps");
+  EXPECT_EQ(plain.out.to_vector<float>(), checkpointed.out.to_vector<float>());
+  EXPECT_EQ(plain.grad_x.to_vector<float>(), checkpointed.grad_x.to_vector<float>());
+  for (size_t i = 0; i < plain.gradients.size(); ++i) {
+    EXPECT_EQ(plain.gradients[i].second.to_vector<float>(),
+              checkpointed.gradients[i].second.to_vector<float>())
+        << plain.gradients[i].first;
+  }
+}
+
+TEST(TimestepEmbedding, MatchesTheOriginalForEvenAndOddWidths) {
+  const SafetensorsFile file(kData + "/timestep_embedding.safetensors");
+  int widths = 0;
+  for (const std::string& name : file.names()) {
+    if (name == "timesteps") continue;
+    const int64_t width = std::stoll(name.substr(name.rfind('.') + 1));
+    EXPECT_TRUE(
+        near_reference(timestep_embedding(file.read("timesteps"), width), file.read(name), 1e-5));
+    ++widths;
+  }
+  EXPECT_GE(widths, 2);
+}
+
+}  // namespace
+}  // namespace mutilde
