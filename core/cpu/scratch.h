@@ -1,0 +1,51 @@
+// Working memory of the kernels: one growing buffer for each thread and use, kept until the thread
+// ends, so that a kernel allocates nothing once it has seen its largest shape.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+namespace mutilde {
+
+/// A kernel asks for each use once at a time. A buffer may be written by other threads as long as
+/// its owner waits for them.
+enum class Scratch {
+  kPackedB,
+  kPackedA,
+  kRuns,
+  kBounds,
+  kZeros,
+  kPartials,
+  kLogits,
+  kGradients,
+  kCount
+};
+
+/// At least `count` elements, aligned to 64 bytes, undefined content; valid until this thread asks
+/// for the same use again.
+template <class T>
+T* scratch(Scratch use, int64_t count) {
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  struct Buffer {
+    std::unique_ptr<void, Free> data;
+    size_t bytes = 0;
+  };
+  thread_local std::array<Buffer, static_cast<size_t>(Scratch::kCount)> buffers;
+  Buffer& buffer = buffers[static_cast<size_t>(use)];
+  const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 127) / 64 * 64;
+  if (buffer.bytes < bytes) {
+    buffer.data.reset();  // before the new one, so that both never exist at once
+    buffer.data.reset(std::aligned_alloc(64, bytes));
+    if (!buffer.data) throw std::bad_alloc();
+    buffer.bytes = bytes;
+  }
+  return static_cast<T*>(buffer.data.get());
+}
+
+}  // namespace mutilde
