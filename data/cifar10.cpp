@@ -51,7 +51,9 @@ bool is_test_file(const fs::path& path) { return path.filename() == "test_batch.
 
 void append_file(const fs::path& path, std::vector<uint8_t>& records) {
   std::ifstream file(path, std::ios::binary);
-  if (!file) fail<FileError>("cifar10: cannot open {}", path.string());
+  if (!file || !fs::is_regular_file(path)) {
+    fail<FileError>("cifar10: cannot read {}", path.string());
+  }
   const size_t bytes = fs::file_size(path);
   if (bytes == 0 || bytes % kRecord != 0) {
     fail<FileError>("cifar10: {} has {} bytes, which is not a whole number of records of {}",

@@ -58,6 +58,16 @@ struct Stream {
 
 constexpr stbi_io_callbacks kCallbacks = {&Stream::read, &Stream::skip, &Stream::eof};
 
+using Pixels = std::unique_ptr<stbi_uc, void (*)(void*)>;
+
+/// The whole file, from its beginning; null if it cannot be done.
+Pixels decode(Stream& stream, int& width, int& height, int& channels) {
+  std::rewind(stream.file.get());
+  stream.read_past_end = false;
+  return {stbi_load_from_callbacks(&kCallbacks, &stream, &width, &height, &channels, 0),
+          &stbi_image_free};
+}
+
 void check_side(const fs::path& path, int height, int width) {
   if (height >= 1 && width >= 1 && height <= kMaxImageSide && width <= kMaxImageSide) return;
   fail<FileError>("image: {} is {} x {} pixels, a side of 1 to {} is possible", path.string(),
@@ -70,7 +80,9 @@ void check_side(const fs::path& path, int height, int width) {
     fail<FileError>("image: {} is not an image of a known kind (JPEG, PNG, BMP, GIF, ...)",
                     path.string());
   }
-  if (stream.read_past_end) fail<FileError>("image: {} is cut short ({})", path.string(), reason);
+  if (stream.read_past_end || reason == "outofdata") {
+    fail<FileError>("image: {} is cut short", path.string());
+  }
   fail<FileError>("image: {} is damaged or not supported ({})", path.string(), reason);
 }
 
@@ -101,16 +113,13 @@ Image load_image(const fs::path& path) {
   // The header alone first, so that a hostile size is refused before its memory is asked for.
   int width = 0, height = 0, channels = 0;
   if (stbi_info_from_callbacks(&kCallbacks, &stream, &width, &height, &channels) == 0) {
+    decode(stream, width, height, channels);  // which alone says what is wrong
     fail_decode(path, stream);
   }
   // A BMP that runs downwards has a negative height here; INT_MIN has no counterpart.
   check_side(path, height < 0 ? -std::max(height, -kMaxImageSide - 1) : height, width);
 
-  std::rewind(stream.file.get());
-  stream.read_past_end = false;
-  const std::unique_ptr<stbi_uc, void (*)(void*)> pixels(
-      stbi_load_from_callbacks(&kCallbacks, &stream, &width, &height, &channels, 0),
-      &stbi_image_free);
+  const Pixels pixels = decode(stream, width, height, channels);
   if (pixels == nullptr) fail_decode(path, stream);
   if (stream.read_past_end) fail<FileError>("image: {} is cut short", path.string());
   check_side(path, height, width);

@@ -97,7 +97,7 @@ std::unique_ptr<Dataset> open_dataset(const std::string& spec, int image_size,
     }
     dataset = open_path(path, image_size, options);
   } catch (const fs::filesystem_error& error) {
-    fail<FileError>("data: cannot read {}: {}", spec, error.code().message());
+    fail<FileError>("data: cannot read {}: {}", error.path1().string(), error.code().message());
   }
   dataset->keep_in_memory(options);
   return dataset;
