@@ -44,7 +44,7 @@ Tensor cos(const Tensor& x);
 Tensor tanh(const Tensor& x);
 Tensor sigmoid(const Tensor& x);
 Tensor silu(const Tensor& x);  // x * sigmoid(x)
-/// Gradient 1 inside and on the borders, 0 outside.
+/// Gradient 1 inside and on the borders, 0 outside. Throws if low > high.
 Tensor clamp(const Tensor& x, double low, double high);
 /// condition: uint8; all three broadcast.
 Tensor where(const Tensor& condition, const Tensor& a, const Tensor& b);
@@ -56,12 +56,13 @@ Tensor dropout(const Tensor& x, double p, RandomPosition position);
 
 // Reductions (reduce.cpp). Empty `axes` means all. Reduced axes vanish unless keep_axes.
 Tensor sum(const Tensor& x, const std::vector<int>& axes = {}, bool keep_axes = false);
+/// Throws for an empty axis.
 Tensor mean(const Tensor& x, const std::vector<int>& axes = {}, bool keep_axes = false);
 /// The gradient is shared evenly by all elements that attain the maximum. Throws for an empty axis.
 Tensor max(const Tensor& x, const std::vector<int>& axes = {}, bool keep_axes = false);
 /// Mean over every axis but the first: [N, ...] -> [N].
 Tensor mean_flat(const Tensor& x);
-/// mean((a - b)^2), a scalar.
+/// mean((a - b)^2), a scalar; a and b have one shape.
 Tensor mean_squared_error(const Tensor& a, const Tensor& b);
 
 // Layout (layout.cpp).

@@ -166,9 +166,7 @@ std::vector<OpCase> other_cases() {
           {.name = "Clamp",
            .inputs = {uniform_off({-0.5, 0.75}, {3, 9})},
            .op = [](const Tensors& in) { return clamp(in[0], -0.5, 0.75); },
-           .reference = each([](double x) { return x < -0.5   ? -0.5
-                                                   : x > 0.75 ? 0.75
-                                                              : x; }),
+           .reference = each([](double x) { return std::min(std::max(x, -0.5), 0.75); }),
            .batched = {0}},
           {.name = "Where",
            .inputs = {mask({3, 4}, 1), uniform({3, 4}, -2, 2, 2), uniform({3, 4}, -2, 2, 3)},
