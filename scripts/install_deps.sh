@@ -53,7 +53,7 @@ if [[ "$(id -u)" == 0 ]]; then
 elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
   as_root=(sudo -n env)
 else
-  echo "install_deps: ${#missing[@]} packages are missing: ${missing[*]}" >&2
+  echo "install_deps: missing packages: ${missing[*]}" >&2
   echo "install_deps: install them as root, then run this again:" >&2
   echo "  apt-get update && apt-get install -y ${missing[*]}" >&2
   exit 1
