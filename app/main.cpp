@@ -1,0 +1,86 @@
+// mutilde: train diffusion models, sample from them, look into their checkpoints.
+#include <algorithm>
+#include <array>
+#include <exception>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "app/commands.h"
+#include "app/suggest.h"
+#include "core/error.h"
+
+namespace mutilde::app {
+namespace {
+
+struct Command {
+  const char* name;
+  int (*run)(const std::vector<std::string>& arguments);
+  const char* summary;
+};
+
+constexpr std::array<Command, 3> kCommands = {
+    {{"train", train_command, "Train a diffusion model on a folder of images or a known data set"},
+     {"sample", sample_command, "Make images with a trained model"},
+     {"info", info_command, "Show what is in a checkpoint"}}};
+
+void print_help(std::FILE* out) {
+  fmt::print(out,
+             "mutilde {}: diffusion models, from real images to samples\n\nUsage: mutilde COMMAND "
+             "[flags]\n\nCommands:\n",
+             MUTILDE_VERSION);
+  for (const Command& command : kCommands)
+    fmt::print(out, "  {:<10}{}\n", command.name, command.summary);
+  fmt::print(
+      out,
+      "\n'mutilde COMMAND --help' explains a command. A first run:\n"
+      "  mutilde train --data fashion-mnist --preset small --steps 1000 --lr 1e-3 --out run\n"
+      "  mutilde sample run --out samples.png\n");
+}
+
+int run(std::vector<std::string> arguments) {
+  if (arguments.empty()) {
+    print_help(stderr);
+    return kBadInput;
+  }
+  const std::string name = arguments.front();
+  arguments.erase(arguments.begin());
+  if (name == "--version") {
+    fmt::print("mutilde {}\n", MUTILDE_VERSION);
+    return 0;
+  }
+  std::vector<std::string> names{"--help", "--version"};
+  for (const Command& command : kCommands) {
+    if (name == command.name) return command.run(arguments);
+    names.emplace_back(command.name);
+  }
+  if (name == "--help" || name == "-h" || name == "help") {
+    for (const Command& command : kCommands) {
+      if (!arguments.empty() && arguments.front() == command.name) return command.run({"--help"});
+    }
+    print_help(stdout);
+    return 0;
+  }
+  const std::string guess = suggestion(name, names);
+  fail<Error>("unknown command '{}'{}", name, guess.empty() ? "; see 'mutilde --help'" : guess);
+}
+
+int report(std::string message) {
+  std::replace(message.begin(), message.end(), '\n', ' ');
+  fmt::print(stderr, "mutilde: error: {}\n", message);
+  return kBadInput;
+}
+
+}  // namespace
+}  // namespace mutilde::app
+
+int main(int argc, char** argv) {
+  try {
+    return mutilde::app::run({argv + 1, argv + argc});
+  } catch (const std::bad_alloc&) {
+    return mutilde::app::report("out of memory");
+  } catch (const std::exception& error) {
+    return mutilde::app::report(error.what());
+  }
+}

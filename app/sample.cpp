@@ -1,0 +1,247 @@
+// mutilde sample: images from a checkpoint.
+#include <algorithm>
+#include <filesystem>
+#include <optional>
+#include <vector>
+
+#include "app/command_line.h"
+#include "app/commands.h"
+#include "app/low_res.h"
+#include "app/progress.h"
+#include "app/run_folder.h"
+#include "app/sampling.h"
+#include "app/strip.h"
+#include "data/image_io.h"
+#include "diffusion/checkpoint.h"
+
+namespace fs = std::filesystem;
+
+namespace mutilde::app {
+
+namespace {
+
+struct SampleFlags {
+  std::string checkpoint, respacing, low_res, out, png_dir, npz, progressive;
+  int64_t num_samples = 16, batch_size = 16, seed = 0, label = -1;
+  bool use_ddim = false, clip_denoised = true, use_raw = false;
+  double eta = 0, ema_rate = 0;
+  Settings settings;  // for a file without
+};
+
+CommandLine sample_command_line(SampleFlags& flags) {
+  CommandLine line(
+      "sample", "Makes images with a trained model. The checkpoint alone says what the model is.",
+      "mutilde sample CHECKPOINT [flags]",
+      "  mutilde sample run --num_samples 64 --out samples.png\n"
+      "  mutilde sample run --use_ddim --timestep_respacing ddim50 --npz samples.npz\n"
+      "  mutilde sample run --num_samples 4 --progressive steps.png\n");
+  line.group("Arguments");
+  line.add_positional("CHECKPOINT", flags.checkpoint,
+                      "a checkpoint, or the folder of a run (its newest is taken)");
+  line.group("What to make");
+  line.add("--num_samples", flags.num_samples, "how many images");
+  line.add("--class", flags.label, "the class of all of them; -1: one class after the other");
+  line.add("--seed", flags.seed, "the same seed makes the same images");
+  line.add("--low_res,--base_samples", flags.low_res,
+           "super-resolution: the images to enlarge, a folder or an .npz", "DATA");
+  line.group("How");
+  line.add("--timestep_respacing", flags.respacing,
+           "fewer steps: 250, ddim50, 10,15,20; empty: as in training", "STEPS");
+  line.add("--use_ddim", flags.use_ddim, "DDIM instead of DDPM: better with few steps");
+  line.add("--eta", flags.eta, "with DDIM: how much noise, from 0 to 1");
+  line.add("--clip_denoised", flags.clip_denoised,
+           "clip each predicted x_0 to the range of pixels");
+  line.add("--batch_size", flags.batch_size,
+           "images at a time; changes the memory, not the images");
+  line.add("--ema_rate", flags.ema_rate,
+           "which average of the weights; 0: the first of the checkpoint");
+  line.add("--use_raw", flags.use_raw, "the weights themselves instead of an average");
+  line.group("Output");
+  line.add("--out", flags.out, "a grid of the images; samples.png if no other output is asked for",
+           "PNG");
+  line.add("--png_dir", flags.png_dir, "a folder for single images", "FOLDER");
+  line.add("--npz", flags.npz, "numpy arrays: arr_0 uint8 [N,H,W,C], arr_1 the classes", "FILE");
+  line.add("--progressive", flags.progressive,
+           "a strip a sample that shows x_t, and below it the predicted x_0, from noise to image",
+           "PNG");
+  line.group("Model (only for weights that mutilde did not write)");
+  line.add_settings(flags.settings, SettingGroup::kModel, {"dropout", "use_checkpoint"});
+  line.group("Diffusion (likewise)");
+  line.add_settings(flags.settings, SettingGroup::kDiffusion, {"timestep_respacing"});
+  return line;
+}
+
+void check_flags(const CommandLine& line, const SampleFlags& flags) {
+  if (flags.checkpoint.empty())
+    fail<UsageError>("a checkpoint is missing: mutilde sample CHECKPOINT");
+  if (flags.num_samples < 1)
+    fail<UsageError>("--num_samples is {}, at least 1 expected", flags.num_samples);
+  if (flags.batch_size < 1)
+    fail<UsageError>("--batch_size is {}, at least 1 expected", flags.batch_size);
+  if (flags.seed < 0) fail<UsageError>("--seed is {}, at least 0 expected", flags.seed);
+  if (flags.label < -1)
+    fail<UsageError>("--class is {}, a class from 0, or -1, expected", flags.label);
+  if (!(flags.eta >= 0 && flags.eta <= 1))
+    fail<UsageError>("--eta is {}, a number from 0 to 1 expected", flags.eta);
+  if (line.given("--eta") && !flags.use_ddim)
+    fail<UsageError>("--eta is DDIM's: give --use_ddim too");
+  if (flags.use_raw && line.given("--ema_rate"))
+    fail<UsageError>("--use_raw and --ema_rate contradict each other");
+  for (const std::string& path : {flags.out, flags.npz, flags.progressive}) {
+    const fs::path folder = fs::path(path).parent_path();
+    if (!folder.empty() && !fs::is_directory(folder))
+      fail<FileError>("{}: there is no folder {}", path, folder.string());
+    if (fs::is_directory(path))
+      fail<FileError>("{}: this is a folder, a file is to be written", path);
+  }
+  if (!flags.png_dir.empty() && fs::exists(flags.png_dir) && !fs::is_directory(flags.png_dir)) {
+    fail<FileError>("--png_dir {}: this is not a folder", flags.png_dir);
+  }
+}
+
+LoadedModel load(const CommandLine& line, const SampleFlags& flags) {
+  const fs::path path = find_checkpoint(flags.checkpoint);
+  LoadOptions options;
+  options.use_raw = flags.use_raw;
+  if (flags.ema_rate != 0) options.ema_rate = flags.ema_rate;
+  const auto given = line.given_settings();
+  // --ema_rate and the like are this command's own; what is left describes a model.
+  const auto model_flag = std::find_if(given.begin(), given.end(), [](const SettingField* field) {
+    return field->group != SettingGroup::kTraining &&
+           std::string_view(field->name) != "timestep_respacing";
+  });
+  const bool has_settings = Checkpoint(path).settings().has_value();
+  if (has_settings && model_flag != given.end()) {
+    fail<UsageError>(
+        "--{}: {} says itself what its model is; this flag is for weights that mutilde did not "
+        "write",
+        (*model_flag)->name, path.string());
+  }
+  if (!has_settings && model_flag == given.end()) {
+    fail<UsageError>(
+        "{}: mutilde did not write it, so give the flags of its model (--image_size, "
+        "--num_channels, ..)",
+        path.string());
+  }
+  if (!has_settings) options.settings = flags.settings;
+  return load_model(path, options);
+}
+
+/// What the model is conditioned on, a row a sample.
+struct Conditions {
+  Tensor y, low_res;
+};
+
+Tensor repeated(const Tensor& x, int64_t count) {
+  const Tensor result = Tensor::empty(x.shape().with(0, count), x.dtype());
+  for (int64_t i = 0; i < count; ++i)
+    result.slice(i, i + 1).copy_(x.slice(i % x.size(0), i % x.size(0) + 1));
+  return result;
+}
+
+Conditions conditions(const SampleFlags& flags, const Settings& settings) {
+  const int64_t N = flags.num_samples;
+  Conditions result;
+  if (flags.label >= 0 && !settings.class_cond)
+    fail<UsageError>("--class: this model knows no classes");
+  if (flags.label >= std::max<int64_t>(1, settings.num_classes)) {
+    fail<UsageError>("--class is {}, a class from 0 to {} expected", flags.label,
+                     settings.num_classes - 1);
+  }
+  if (settings.small_size == 0 && !flags.low_res.empty())
+    fail<UsageError>("--low_res: this model does no super-resolution");
+  if (settings.small_size > 0 && flags.low_res.empty()) {
+    fail<UsageError>("--low_res is missing: this model enlarges images of {}x{}",
+                     settings.small_size, settings.small_size);
+  }
+  if (settings.class_cond) result.y = cycling_classes(0, N, settings.num_classes);
+  if (settings.small_size > 0) {
+    const LowRes small = load_low_res(flags.low_res, settings, N);
+    result.low_res = repeated(small.x, N);
+    if (settings.class_cond && small.y.defined()) {
+      for (int64_t y : small.y.values<int64_t>()) {
+        if (y < 0 || y >= settings.num_classes)
+          fail<Error>("{}: has class {}, the model knows {}", flags.low_res, y,
+                      settings.num_classes);
+      }
+      result.y = repeated(small.y, N);
+    }
+  }
+  if (flags.label >= 0)
+    result.y =
+        Tensor::from<int64_t>({N}, std::vector<int64_t>(static_cast<size_t>(N), flags.label));
+  return result;
+}
+
+/// All samples, uint8.
+Tensor make_samples(const SampleFlags& flags, const LoadedModel& model,
+                    const SpacedDiffusion& diffusion, const Conditions& given, Strip& strip) {
+  const int64_t N = flags.num_samples, size = model.settings.image_size, T = diffusion.T();
+  const Tensor all = Tensor::empty({N, size, size, model.settings.image_channels}, DType::kUInt8);
+  const int64_t batches = (N + flags.batch_size - 1) / flags.batch_size;
+  Progress progress("sampling step", 0, batches * T, std::max<int64_t>(1, T / 10));
+  int64_t done = 0;
+  SampleRequest request;
+  request.seed = flags.seed;
+  request.use_ddim = flags.use_ddim;
+  request.options.clip = flags.clip_denoised;
+  request.options.eta = flags.eta;
+  for (int64_t first = 0; first < N; first += flags.batch_size) {
+    const int64_t end = std::min(N, first + flags.batch_size);
+    request.first = first;
+    request.count = end - first;
+    if (given.y.defined()) request.y = given.y.slice(first, end);
+    if (given.low_res.defined()) request.low_res = given.low_res.slice(first, end);
+    request.options.on_step = [&](const SamplingStep& step) {
+      strip.note(step, first);
+      progress.update(++done, fmt::format("images {}-{} of {}", first + 1, end, N));
+    };
+    all.slice(first, end)
+        .copy_(to_uint8(sample_images(*model.unet, model.settings, diffusion, request)));
+  }
+  return all;
+}
+
+void write_single_images(const fs::path& folder, const Tensor& x, const Tensor& y) {
+  fs::create_directories(folder);
+  for (int64_t i = 0; i < x.size(0); ++i) {
+    const std::string label =
+        y.defined() ? fmt::format("{}_", y.values<int64_t>()[static_cast<size_t>(i)]) : "";
+    write_png(folder / fmt::format("{}{:06}.png", label, i), to_image(x, i));
+  }
+}
+
+}  // namespace
+
+int sample_command(const std::vector<std::string>& arguments) {
+  SampleFlags flags;
+  CommandLine line = sample_command_line(flags);
+  if (!line.parse(arguments)) return 0;
+  check_flags(line, flags);
+  if (flags.out.empty() && flags.png_dir.empty() && flags.npz.empty() && flags.progressive.empty())
+    flags.out = "samples.png";
+  const LoadedModel model = load(line, flags);
+  const SpacedDiffusion diffusion = make_diffusion(model.settings, flags.respacing);
+  const Conditions given = conditions(flags, model.settings);
+
+  fmt::print(stderr, "{} images, {} of {} steps, {} weights of step {}\n", flags.num_samples,
+             flags.use_ddim ? "DDIM" : "DDPM", diffusion.T(), model.weights, model.step);
+  Strip strip(flags.progressive.empty() ? 0 : std::min(flags.num_samples, int64_t{8}),
+              diffusion.T());
+  const Tensor x = make_samples(flags, model, diffusion, given, strip);
+
+  const auto wrote = [](const std::string& path) { fmt::print("{}\n", path); };
+  if (!flags.out.empty()) write_png(flags.out, image_grid(x)), wrote(flags.out);
+  if (!flags.png_dir.empty()) write_single_images(flags.png_dir, x, given.y), wrote(flags.png_dir);
+  if (!flags.npz.empty()) {
+    std::vector<std::pair<std::string, Tensor>> arrays{{"arr_0", x}};
+    if (given.y.defined()) arrays.emplace_back("arr_1", given.y);
+    write_npz(flags.npz, arrays);
+    wrote(flags.npz);
+  }
+  if (!flags.progressive.empty())
+    write_png(flags.progressive, strip.picture()), wrote(flags.progressive);
+  return 0;
+}
+
+}  // namespace mutilde::app

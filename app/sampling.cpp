@@ -1,0 +1,50 @@
+#include "app/sampling.h"
+
+#include "core/autograd.h"
+#include "diffusion/trainer.h"
+
+namespace mutilde::app {
+
+namespace {
+
+/// Noise with a stream a sample, so that neither the batch size nor the other samples matter.
+Noise noise_by_sample(const SampleRequest& request) {
+  Settings seeded;
+  seeded.seed = request.seed;
+  std::vector<Generator> generators;
+  for (int64_t i = 0; i < request.count; ++i) {
+    generators.push_back(random_for(seeded, RandomPurpose::kSamples, request.first + i));
+  }
+  return [generators](const Tensor& like) mutable {
+    Tensor noise = empty_like(like);
+    const Shape one = like.shape().with(0, 1);
+    for (size_t i = 0; i < generators.size(); ++i) {
+      const auto row = static_cast<int64_t>(i);
+      noise.slice(row, row + 1).copy_(generators[i].normal(one, like.dtype(), like.device()));
+    }
+    return noise;
+  };
+}
+
+}  // namespace
+
+Tensor sample_images(const UNet& unet, const Settings& settings, const GaussianDiffusion& diffusion,
+                     const SampleRequest& request) {
+  const NoGrad no_grad;
+  const Model model = [&](const Tensor& x_t, const Tensor& t) {
+    return unet.forward(x_t, t, request.y, request.low_res);
+  };
+  const Noise noise = noise_by_sample(request);
+  const int64_t size = settings.image_size;
+  const Tensor x_T = noise(Tensor::empty({request.count, size, size, settings.image_channels}));
+  return request.use_ddim ? diffusion.ddim_sample_loop(model, x_T, noise, request.options)
+                          : diffusion.p_sample_loop(model, x_T, noise, request.options);
+}
+
+Tensor cycling_classes(int64_t first, int64_t count, int64_t classes) {
+  std::vector<int64_t> y;
+  for (int64_t i = first; i < first + count; ++i) y.push_back(i % classes);
+  return Tensor::from<int64_t>({count}, y);
+}
+
+}  // namespace mutilde::app
