@@ -14,12 +14,13 @@ namespace mutilde {
 /// A kernel asks for each use once at a time. A buffer may be written by other threads as long as
 /// its owner waits for them.
 enum class Scratch {
-  kPackedB,
   kPackedA,
+  kPackedB,
   kRuns,
   kBounds,
   kZeros,
   kPartials,
+  kChannels,
   kLogits,
   kGradients,
   kCount
