@@ -1,0 +1,298 @@
+// Whole training steps against those of the original program, and what a step promises beside that.
+#include "diffusion/trainer.h"
+
+#include <cmath>
+#include <set>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "support/reference.h"
+
+namespace mutilde {
+namespace {
+
+using test::Reference;
+
+/// The small network of the reference's training files.
+Settings reference_settings() {
+  Settings settings;
+  settings.image_size = 8;
+  settings.num_channels = 32;
+  settings.channel_mult = "1,1";
+  settings.num_res_blocks = 1;
+  settings.attention_resolutions = "4";
+  settings.num_heads = 1;
+  settings.use_scale_shift_norm = false;
+  settings.rescale_timesteps = false;
+  settings.rescale_learned_sigmas = false;
+  settings.lr = 1e-3;
+  settings.weight_decay = 0.01;
+  settings.ema_rate = "0.9";
+  settings.ema_warmup = false;
+  settings.batch_size = 4;
+  return settings;
+}
+
+void load_start(const Trainer& trainer, const Reference& reference) {
+  const auto find = [&](const std::string& name) { return reference.read("param." + name); };
+  load_state_dict(trainer.optimizer().parameters(), find);
+  load_state_dict(trainer.optimizer().ema(0), find);
+}
+
+TrainingBatch recorded_batch(const Reference& reference, int step) {
+  const std::string prefix = fmt::format("step{}.", step);
+  TrainingBatch batch;
+  batch.x_0 = reference.read_images(prefix + "x_0");
+  batch.t = reference.read(prefix + "t");
+  batch.eps = reference.read_images(prefix + "noise");
+  batch.weights = Tensor::full({batch.size()}, 1);
+  return batch;
+}
+
+double norm(const Tensor& x) {
+  double total = 0;
+  for (double value : x.to_vector<double>()) total += value * value;
+  return std::sqrt(total);
+}
+
+/// Parameters after the last step: the first values of each, and its norm. Those whose true
+/// gradient is zero are left out: AdamW divides round-off by its own size there, so each step moves
+/// them by lr in either direction.
+void expect_final(const Reference& reference, const std::string& kind,
+                  const std::vector<NamedParameter>& parameters,
+                  const std::set<std::string>& zero_gradient) {
+  int compared = 0;
+  for (const auto& [name, value] : state_dict(parameters)) {
+    if (zero_gradient.contains(name)) continue;
+    ++compared;
+    const Tensor first = reference.read(kind + "_first." + name);
+    const Tensor ours = value.reshape({value.numel()}).slice(0, first.numel());
+    EXPECT_TRUE(test::close(ours, first, 1e-3)) << kind << " " << name;
+    const double wanted = reference.read(kind + "_norm." + name).item();
+    EXPECT_NEAR(norm(value), wanted, 1e-3 * wanted) << kind << " " << name;
+  }
+  EXPECT_GT(compared, 20);
+}
+
+/// What cannot change the network's output when each of the 32 groups of a norm has one channel: a
+/// constant added to a channel before such a norm.
+std::set<std::string> cancelled_by_norm(const Trainer& trainer) {
+  std::set<std::string> names;
+  for (const NamedParameter& parameter : trainer.optimizer().parameters()) {
+    const std::string& name = parameter.name;
+    const bool timestep = name.find("emb_layers") != name.npos || name.starts_with("time_embed");
+    if (name.ends_with("in_layers.2.bias") ||
+        (timestep && !trainer.settings().use_scale_shift_norm))
+      names.insert(name);
+    const bool last = name.starts_with("output_blocks.3.0.");  // out.0, a norm, follows
+    if (last && (name.ends_with("out_layers.3.bias") || name.ends_with("skip_connection.bias"))) {
+      names.insert(name);
+    }
+    if (name.ends_with("qkv.bias")) names.insert(name);  // its k part: softmax ignores a constant
+  }
+  return names;
+}
+
+void expect_reference_run(const std::string& file, const Settings& settings) {
+  const Reference reference(file);
+  Trainer trainer(settings);
+  load_start(trainer, reference);
+  for (int step = 0; step < 5; ++step) {
+    const StepReport report = trainer.step_on(recorded_batch(reference, step));
+    const double loss = reference.read(fmt::format("step{}.loss", step)).item();
+    const double grad_norm = reference.read(fmt::format("step{}.grad_norm", step)).item();
+    EXPECT_NEAR(report.loss, loss, 1e-4 * loss) << "step " << step;
+    EXPECT_NEAR(report.grad_norm, grad_norm, 1e-3 * grad_norm) << "step " << step;
+    EXPECT_EQ(report.step, step + 1);
+  }
+  const std::set<std::string> zero = cancelled_by_norm(trainer);
+  expect_final(reference, "final", trainer.optimizer().parameters(), zero);
+  expect_final(reference, "ema", trainer.optimizer().ema(0), zero);
+}
+
+TEST(TrainerReference, FiveStepsOnTheMeanSquaredError) {
+  expect_reference_run("train_mse", reference_settings());
+}
+
+TEST(TrainerReference, FiveStepsOnTheHybridLossWithACosineSchedule) {
+  Settings settings = reference_settings();
+  settings.use_scale_shift_norm = true;
+  settings.learn_sigma = true;
+  settings.noise_schedule = "cosine";
+  settings.rescale_timesteps = true;
+  settings.rescale_learned_sigmas = true;
+  expect_reference_run("train_hybrid", settings);
+}
+
+TEST(TrainerReference, SuperResolutionClassesMicrobatchesWeightsAndAnnealing) {
+  const Reference reference("train_time"), start("unet_h_sr_class_time");
+  Settings settings = reference_settings();
+  settings.num_heads = 2;
+  settings.use_scale_shift_norm = true;
+  settings.conv_resample = false;
+  settings.class_cond = true;
+  settings.num_classes = 6;
+  settings.small_size = 4;
+  settings.diffusion_steps = 4000;
+  settings.rescale_timesteps = true;
+  settings.microbatch = 2;
+  settings.lr_anneal_steps = 8;
+  Trainer trainer(settings);
+  load_start(trainer, start);
+  for (int step = 0; step < 5; ++step) {
+    const std::string prefix = fmt::format("step{}.", step);
+    TrainingBatch batch = recorded_batch(reference, step);
+    const Tensor weights = reference.read(prefix + "weights");
+    // The original adds up the gradients of two microbatches' means: twice the gradient of the
+    // whole mean.
+    batch.weights = weights * 2.0;
+    batch.y = reference.read(prefix + "y");
+    batch.low_res = reference.read_images(prefix + "low_res");
+    const TrainingLosses losses =
+        accumulate_gradients(trainer.unet(), trainer.diffusion(), batch, 1);
+    EXPECT_TRUE(test::close(losses.loss, reference.read(prefix + "losses"), 1e-4))
+        << "step " << step;
+    const StepReport report = trainer.step_on(batch);
+    const double grad_norm = reference.read(prefix + "grad_norm").item();
+    EXPECT_NEAR(report.grad_norm, grad_norm, 1e-4 * grad_norm) << "step " << step;
+    EXPECT_DOUBLE_EQ(report.lr, 1e-3 * (1 - step / 8.0));
+    EXPECT_NEAR(report.loss, 2 * mean(reference.read(prefix + "losses") * weights).item(),
+                1e-4 * report.loss);
+  }
+  const std::set<std::string> zero = cancelled_by_norm(trainer);
+  expect_final(reference, "final", trainer.optimizer().parameters(), zero);
+  expect_final(reference, "ema", trainer.optimizer().ema(0), zero);
+}
+
+/// A network of one level, quick enough to train many times.
+Settings tiny_settings() {
+  Settings settings;
+  settings.image_size = 4;
+  settings.num_channels = 32;
+  settings.channel_mult = "1";
+  settings.num_res_blocks = 1;
+  settings.attention_resolutions = "";
+  settings.num_heads = 1;
+  settings.diffusion_steps = 100;
+  settings.batch_size = 6;
+  settings.lr = 1e-3;
+  settings.ema_rate = "0.9,0.5";
+  return settings;
+}
+
+struct Images {
+  Tensor x_0, y;
+};
+
+Images images_of_step(const Settings& settings, int64_t step) {
+  Generator random(99, static_cast<uint64_t>(step));
+  const int64_t N = settings.batch_size, size = settings.image_size;
+  return {random.uniform({N, size, size, 3}) * 2.0 - 1.0, random.integers({N}, 3)};
+}
+
+StepReport train_step(Trainer& trainer) {
+  const Images images = images_of_step(trainer.settings(), trainer.step_count());
+  return trainer.step(images.x_0, images.y);
+}
+
+void expect_same_weights(const Trainer& a, const Trainer& b, double rtol) {
+  const auto& theirs = b.optimizer().parameters();
+  for (size_t i = 0; i < theirs.size(); ++i) {
+    EXPECT_TRUE(test::close(a.optimizer().parameters()[i].value, theirs[i].value, rtol))
+        << theirs[i].name;
+  }
+}
+
+TEST(Trainer, GivesTheSameNumbersEachTimeAndOthersForAnotherSeed) {
+  Settings settings = tiny_settings();
+  settings.dropout = 0.3;
+  Trainer first(settings), second(settings);
+  settings.seed = 1;
+  Trainer other(settings);
+  for (int i = 0; i < 3; ++i) {
+    const StepReport a = train_step(first), b = train_step(second), c = train_step(other);
+    EXPECT_EQ(a.loss, b.loss);
+    EXPECT_EQ(a.grad_norm, b.grad_norm);
+    EXPECT_NE(a.loss, c.loss);
+  }
+  expect_same_weights(first, second, 0);
+}
+
+TEST(Trainer, MicrobatchesOfAnySizeGiveTheWholeBatchsGradient) {
+  Settings settings = tiny_settings();
+  Trainer whole(settings);
+  const StepReport wanted = train_step(whole);
+  for (int64_t microbatch : {1, 2, 4, 5, 6, 100}) {  // 4 and 5 leave a smaller one at the end
+    settings.microbatch = microbatch;
+    Trainer trainer(settings);
+    const StepReport report = train_step(trainer);
+    // Sums in another order, in float32.
+    EXPECT_NEAR(report.loss, wanted.loss, 1e-6 * wanted.loss) << microbatch;
+    EXPECT_NEAR(report.grad_norm, wanted.grad_norm, 1e-5 * wanted.grad_norm) << microbatch;
+  }
+}
+
+TEST(Trainer, TellsTheLossApartByQuartileOfT) {
+  const Settings settings = tiny_settings();
+  Trainer trainer(settings);
+  const Images images = images_of_step(settings, 0);
+  TrainingBatch batch;
+  batch.x_0 = images.x_0;
+  batch.t = Tensor::from<int64_t>({6}, {0, 24, 25, 74, 75, 99});
+  Generator random(5);
+  batch.eps = random.normal(batch.x_0.shape());
+  batch.weights = Tensor::from<float>({6}, {1, 2, 1, 0.5, 1, 3});
+  const auto losses =
+      accumulate_gradients(trainer.unet(), trainer.diffusion(), batch, 1).loss.to_vector<double>();
+  const StepReport report = trainer.step_on(batch);
+  EXPECT_NEAR(report.loss_quartile[0], (losses[0] + 2 * losses[1]) / 2, 1e-6);
+  EXPECT_NEAR(report.loss_quartile[1], losses[2], 1e-6);
+  EXPECT_NEAR(report.loss_quartile[2], 0.5 * losses[3], 1e-6);
+  EXPECT_NEAR(report.loss_quartile[3], (losses[4] + 3 * losses[5]) / 2, 1e-6);
+  batch = batch.rows(0, 2);
+  EXPECT_TRUE(std::isnan(trainer.step_on(batch).loss_quartile[3]));
+}
+
+TEST(Trainer, LearningRateFallsInAStraightLineToZero) {
+  Settings settings;
+  settings.lr = 0.5;
+  EXPECT_EQ(learning_rate(settings, 1000), 0.5);
+  settings.lr_anneal_steps = 10;
+  EXPECT_DOUBLE_EQ(learning_rate(settings, 0), 0.5);
+  EXPECT_DOUBLE_EQ(learning_rate(settings, 4), 0.3);
+  EXPECT_DOUBLE_EQ(learning_rate(settings, 10), 0);
+  EXPECT_DOUBLE_EQ(learning_rate(settings, 11), 0);
+}
+
+TEST(Trainer, RefusesALossThatIsNotFiniteAndChangesNothing) {
+  Trainer trainer(tiny_settings()), untouched(tiny_settings());
+  Images images = images_of_step(trainer.settings(), 0);
+  images.x_0.values<float>()[7] = std::numeric_limits<float>::infinity();
+  try {
+    trainer.step(images.x_0, images.y);
+    FAIL() << "nothing was thrown";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), testing::HasSubstr("loss of step 1"));
+  }
+  EXPECT_EQ(trainer.step_count(), 0);
+  expect_same_weights(trainer, untouched, 0);
+  EXPECT_EQ(train_step(trainer).loss, train_step(untouched).loss);
+}
+
+TEST(Trainer, LearnsToDenoiseOneImage) {
+  Settings settings = tiny_settings();
+  settings.lr = 3e-3;
+  Trainer trainer(settings);
+  const Images images = images_of_step(settings, 0);
+  double first = 0, last = 0;
+  for (int i = 0; i < 60; ++i) {
+    const double loss = trainer.step(images.x_0, images.y).loss;
+    if (i < 10) first += loss / 10;
+    if (i >= 50) last += loss / 10;
+  }
+  EXPECT_LT(last, 0.7 * first);
+}
+
+}  // namespace
+}  // namespace mutilde
