@@ -85,6 +85,8 @@ stage "dependencies" scripts/install_deps.sh
 # Objects built for this machine's instruction set must not come out of another machine's cache.
 CCACHE_NAMESPACE="mutilde-$(g++ -march=native -Q --help=target 2>/dev/null | sha256sum | cut -c 1-12)"
 export CCACHE_NAMESPACE
+# Paths below the clone do not count: another clone finds the same objects.
+export CCACHE_BASEDIR="$PWD" CCACHE_NOHASHDIR=1
 stage "format" check_format
 stage "release build" build release
 stage "release tests" test_preset release
