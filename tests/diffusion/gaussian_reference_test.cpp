@@ -1,10 +1,9 @@
 // Everything that GaussianDiffusion computes in one step, against the original's numbers.
-#include <set>
-
 #include <gtest/gtest.h>
 
 #include "core/ops/ops.h"
 #include "diffusion/gaussian_diffusion.h"
+#include "diffusion/losses.h"
 #include "support/diffusion.h"
 #include "support/reference.h"
 
@@ -119,6 +118,16 @@ TEST_P(GaussianReference, DdimStepsBackwards) {
     const std::string key = clip ? "ddim_reverse.sample" : "ddim_reverse_noclip.sample";
     EXPECT_TRUE(close(sample.x, images(key), kRtol)) << key;
   }
+}
+
+TEST_P(GaussianReference, PriorDivergenceAndDistributionFunction) {
+  const GaussianDiffusion process(betas);
+  EXPECT_TRUE(close(prior_bpd(process, x_0), reference.read("prior_bpd"), kRtol));
+  const Tensor kl = normal_kl(reference.read("kl.mean1"), reference.read("kl.logvar1"),
+                              reference.read("kl.mean2"), reference.read("kl.logvar2"));
+  EXPECT_TRUE(close(kl, reference.read("kl.out"), kRtol));
+  const Tensor cdf = approx_standard_normal_cdf(reference.read("cdf.x"));
+  EXPECT_TRUE(close(cdf, reference.read("cdf.out"), kRtol));
 }
 
 /// The same with an output near the truth, so that small timesteps are well conditioned.

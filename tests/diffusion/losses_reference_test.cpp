@@ -182,16 +182,5 @@ TEST_P(LossesReference, DiscretizedLogLikelihood) {
   EXPECT_LT(max(where(in_tail, ours, tail)).item(), -15.9);
 }
 
-TEST_P(LossesReference, PriorDivergenceAndDistributionFunction) {
-  if (good()) GTEST_SKIP() << "not in this file";
-  const GaussianDiffusion diffusion(betas);
-  EXPECT_TRUE(close(prior_bpd(diffusion, x_0), reference.read("prior_bpd"), rtol()));
-  const Tensor kl = normal_kl(reference.read("kl.mean1"), reference.read("kl.logvar1"),
-                              reference.read("kl.mean2"), reference.read("kl.logvar2"));
-  EXPECT_TRUE(close(kl, reference.read("kl.out"), rtol()));
-  const Tensor cdf = approx_standard_normal_cdf(reference.read("cdf.x"));
-  EXPECT_TRUE(close(cdf, reference.read("cdf.out"), rtol()));
-}
-
 }  // namespace
 }  // namespace mutilde
