@@ -114,7 +114,7 @@ void CommandLine::add_settings(Settings& settings, SettingGroup settings_group,
     if (names == "--image_size") names += ",--large_size";
     if (names == "--data") names += ",--data_dir";
     if (const auto* text = std::get_if<std::string Settings::*>(&field.member)) {
-      add(names, settings.**text, field.help, "TEXT", field.choices);
+      add(names, settings.**text, field.help, "LIST", field.choices);
     } else {
       std::visit(
           [&](auto member) {

@@ -68,6 +68,15 @@ std::string help_text(const CLI::App& app, const std::string& usage, const std::
       if (option->get_group() == group) text += option_line(*option);
     }
   }
+  const auto options = app.get_options();
+  const auto is_switch = [](const CLI::Option* option) {
+    return !option->get_lnames().empty() && option->get_type_name().empty();
+  };
+  if (std::any_of(options.begin(), options.end(), is_switch)) {
+    text +=
+        "\nA flag without a value is a switch: --flag or --flag True sets it, --flag False does "
+        "not.\n";
+  }
   if (!examples.empty()) text += fmt::format("\nExamples:\n{}", examples);
   return text;
 }

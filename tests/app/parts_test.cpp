@@ -1,0 +1,69 @@
+// The small parts of the command: suggestions, texts of the progress line, the plot.
+#include <cmath>
+
+#include <gtest/gtest.h>
+
+#include "app/plot.h"
+#include "app/progress.h"
+#include "app/suggest.h"
+
+namespace mutilde::app {
+namespace {
+
+TEST(EditDistance, CountsInsertionsDeletionsSubstitutionsAndSwaps) {
+  EXPECT_EQ(edit_distance("", ""), 0);
+  EXPECT_EQ(edit_distance("", "abc"), 3);
+  EXPECT_EQ(edit_distance("abc", ""), 3);
+  EXPECT_EQ(edit_distance("kitten", "sitting"), 3);
+  EXPECT_EQ(edit_distance("cosien", "cosine"), 1);
+}
+
+TEST(Suggestion, NamesTheNearestThatCanHaveBeenMeantAndElseNothing) {
+  const std::vector<std::string> names{"--lr", "--num_channels", "--num_res_blocks", "--num_heads"};
+  EXPECT_EQ(suggestion("--num_chanels", names), "; did you mean '--num_channels'?");
+  EXPECT_EQ(suggestion("--num_res", names), "; did you mean '--num_res_blocks'?");
+  EXPECT_EQ(suggestion("--rl", names), "; did you mean '--lr'?");
+  EXPECT_EQ(suggestion("--colour", names), "");
+}
+
+TEST(ProgressTexts, ReadWell) {
+  EXPECT_EQ(duration_text(0.4), "0s");
+  EXPECT_EQ(duration_text(59.7), "1m 00s");
+  EXPECT_EQ(duration_text(7507), "2h 05m");
+  EXPECT_EQ(duration_text(3 * 86400.0 + 7300), "3d 02h");
+  EXPECT_EQ(grouped(7), "7");
+  EXPECT_EQ(grouped(1240323), "1,240,323");
+  EXPECT_EQ(grouped(-1000), "-1,000");
+  EXPECT_EQ(bytes_text(999), "999 bytes");
+  EXPECT_EQ(bytes_text(12.34e6), "12.3 MB");
+}
+
+TEST(Smoothing, KeepsAStraightLineAndSkipsGaps) {
+  const std::vector<double> line{1, 2, 3, 4, 5, 6, 7};
+  EXPECT_EQ(smoothed(line, 0.6), line);
+  EXPECT_EQ(smoothed({1, NAN, 3}, 1)[1], 2);
+  EXPECT_TRUE(smoothed({}, 0.5).empty());
+}
+
+TEST(Plot, DrawsACurveWithinItsAxesAndSurvivesEveryInput) {
+  const auto coloured = [](const Image& image) {
+    int count = 0;
+    for (size_t i = 0; i < image.pixels.size(); i += 3) {
+      count += image.pixels[i] == 200 && image.pixels[i + 1] == 0 && image.pixels[i + 2] == 0;
+    }
+    return count;
+  };
+  const auto plot = [](std::vector<double> x, std::vector<double> y) {
+    return draw_plot("title", "step", {{"", {200, 0, 0}, 3, std::move(x), std::move(y)}});
+  };
+  const Image image = plot({0, 500, 1000}, {1, 0.1, 0.05});
+  EXPECT_EQ(image.channels, 3);
+  EXPECT_GT(coloured(image), 500);
+  EXPECT_EQ(coloured(plot({}, {})), 0);
+  EXPECT_EQ(coloured(plot({1, 2}, {NAN, -1})), 0);
+  plot({5}, {3});
+  plot({1, 2}, {1e-300, 1e300});
+}
+
+}  // namespace
+}  // namespace mutilde::app

@@ -1,0 +1,177 @@
+// The command from end to end on generated pictures: train, stop, resume, sample.
+#include <chrono>
+#include <thread>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include "core/safetensors.h"
+#include "data/codec.h"
+#include "running.h"
+
+namespace mutilde::test {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+
+const char* const kTiny =
+    " --image_size 8 --num_channels 32 --channel_mult 1,1 --num_res_blocks 1 "
+    "--attention_resolutions 4 --num_heads 2"
+    " --diffusion_steps 40 --batch_size 4 --num_samples 4 --sample_steps 5 ";
+
+/// The size of a .npy array that stands in an .npz, from its header: "(6, 8, 8, 3)".
+std::string npy_shape(const std::string& npz, const std::string& name) {
+  const size_t entry = npz.find(name + ".npy");
+  const size_t open = npz.find("'shape': ", entry) + 9;
+  return entry == npz.npos ? "none" : npz.substr(open, npz.find(')', open) + 1 - open);
+}
+
+TEST_F(CommandTest, TrainsResumesBitForBitAndSamples) {
+  make_images("images", 11, 8);
+  const std::string flags =
+      std::string(
+          "train --data images --class_cond --learn_sigma True --random_flip --dropout 0.1 ") +
+      "--schedule_sampler loss-second-moment --ema_rate 0.99,0.5 " + kTiny;
+  succeed(flags +
+          "--out whole --steps 6 --save_interval 2 --keep 2 --sample_interval 3 --log_interval 2");
+  const fs::path whole = work() / "whole";
+  EXPECT_FALSE(fs::exists(whole / "checkpoint_000002.safetensors"));  // the newest two are kept
+  for (const char* name : {"checkpoint_000004.safetensors", "checkpoint_000006.safetensors",
+                           "samples_000003.png", "samples_000006.png", "loss.png"}) {
+    EXPECT_TRUE(fs::exists(whole / name)) << name;
+  }
+  const std::string csv = read_file(whole / "progress.csv");
+  EXPECT_TRUE(csv.starts_with(
+      "step,loss,mse,vb,loss_q0,loss_q1,loss_q2,loss_q3,grad_norm,lr,images_per_s\n2,"));
+  EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 4);
+
+  // Stopped at step 3 and resumed with other places for its files: the same weights, averages,
+  // moments.
+  succeed(flags + "--out half --steps 3 --sample_interval 0");
+  succeed(
+      "train --resume half --steps 6 --sample_interval 2 --num_samples 2 --sample_steps 2 "
+      "--log_interval 1");
+  EXPECT_TRUE(read_file(whole / "checkpoint_000006.safetensors") ==
+              read_file(work() / "half" / "checkpoint_000006.safetensors"));
+  EXPECT_THAT(read_file(work() / "half" / "progress.csv"),
+              AllOf(HasSubstr("\n3,"), HasSubstr("\n4,"), HasSubstr("\n6,")));
+
+  const auto info = succeed("info whole").out;
+  EXPECT_THAT(info, AllOf(HasSubstr("num_classes             3"),
+                          HasSubstr("learn_sigma             True")));
+
+  succeed(
+      "sample whole --num_samples 6 --batch_size 4 --timestep_respacing 5 --out grid.png --png_dir "
+      "single "
+      "--npz samples.npz --progressive strip.png");
+  const Image grid = load_image(work() / "grid.png"), strip = load_image(work() / "strip.png");
+  EXPECT_EQ(grid.width, 3 * 10 + 2);  // 3 x 2 pictures of 8 pixels, 2 between them and around
+  EXPECT_EQ(strip.height, 6 * 2 * 10 + 2);
+  EXPECT_EQ(strip.width, 5 * 10 + 2);
+  EXPECT_TRUE(fs::exists(work() / "single" / "2_000005.png"));  // class 2
+  const std::string npz = read_file(work() / "samples.npz");
+  EXPECT_EQ(npy_shape(npz, "arr_0"), "(6, 8, 8, 3)");
+  EXPECT_EQ(npy_shape(npz, "arr_1"), "(6, )");
+}
+
+TEST_F(CommandTest, SamplesDependOnTheSeedAndNotOnTheBatchSize) {
+  make_images("images", 6, 8);
+  succeed(std::string("train --data images --out run --steps 2 --sample_interval 0") + kTiny);
+  succeed("sample run --num_samples 5 --timestep_respacing 4 --batch_size 5 --npz a.npz");
+  succeed("sample run --num_samples 5 --timestep_respacing 4 --batch_size 2 --npz b.npz");
+  succeed("sample run --num_samples 5 --timestep_respacing 4 --seed 1 --npz c.npz");
+  succeed("sample run --num_samples 5 --timestep_respacing 4 --use_ddim --npz d.npz");
+  const std::string a = read_file(work() / "a.npz");
+  EXPECT_TRUE(a == read_file(work() / "b.npz"));
+  EXPECT_FALSE(a == read_file(work() / "c.npz"));
+  EXPECT_FALSE(a == read_file(work() / "d.npz"));
+}
+
+TEST_F(CommandTest, EnlargesPicturesWithASuperResolutionModel) {
+  make_images("images", 6, 8);
+  make_images("small", 3, 4);
+  succeed(std::string("train --data images --small_size 4 --out sr --steps 2 --sample_interval 2") +
+          kTiny);
+  EXPECT_THAT(refusal("sample sr"), HasSubstr("enlarges images of 4x4"));
+  succeed("sample sr --low_res small --num_samples 3 --timestep_respacing 3 --npz large.npz");
+  EXPECT_EQ(npy_shape(read_file(work() / "large.npz"), "arr_0"), "(3, 8, 8, 3)");
+  EXPECT_THAT(refusal("sample sr --low_res large.npz"), HasSubstr("[N,4,4,3] expected"));
+
+  // A model of small pictures makes them; the other enlarges them.
+  succeed(
+      "train --data small --out base --image_size 4 --num_channels 32 --channel_mult 1 "
+      "--num_res_blocks 1 "
+      "--diffusion_steps 40 --batch_size 3 --steps 1 --sample_interval 0");
+  succeed("sample base --num_samples 2 --timestep_respacing 3 --npz base.npz");
+  succeed(
+      "sample sr --base_samples base.npz --num_samples 2 --timestep_respacing 3 --out large.png");
+  EXPECT_EQ(load_image(work() / "large.png").width, 2 * 10 + 2);
+  const std::string base = read_file(work() / "base.npz");
+  std::ofstream(work() / "cut.npz", std::ios::binary) << base.substr(0, base.size() / 2);
+  EXPECT_THAT(refusal("sample sr --low_res cut.npz"), HasSubstr("cut.npz"));
+  EXPECT_THAT(refusal("sample sr --low_res missing.npz"), HasSubstr("missing.npz"));
+}
+
+TEST_F(CommandTest, WeightsWithoutSettingsAreSampledWithTheModelsFlags) {
+  make_images("images", 6, 8);
+  succeed(std::string("train --data images --out run --steps 1 --sample_interval 0") + kTiny);
+  const SafetensorsFile file(work() / "run" / "checkpoint_000001.safetensors");
+  std::vector<std::pair<std::string, Tensor>> weights;
+  for (const std::string& name : file.names()) {
+    if (!name.starts_with("ema_") && !name.starts_with("opt."))
+      weights.emplace_back(name, file.read(name));
+  }
+  write_safetensors(work() / "foreign.safetensors", weights);
+  const std::string model =
+      " --image_size 8 --num_channels 32 --channel_mult 1,1 --num_res_blocks 1"
+      " --attention_resolutions 4 --num_heads 2 --diffusion_steps 40";
+  succeed("sample foreign.safetensors --num_samples 2 --timestep_respacing 3 --npz a.npz" + model);
+  succeed("sample run --use_raw --num_samples 2 --timestep_respacing 3 --npz b.npz");
+  EXPECT_TRUE(read_file(work() / "a.npz") == read_file(work() / "b.npz"));
+  EXPECT_THAT(refusal("sample foreign.safetensors --learn_sigma" + model), HasSubstr("out.2."));
+}
+
+TEST_F(CommandTest, OverwriteRemovesARunAndNothingElse) {
+  make_images("images", 6, 8);
+  const std::string flags =
+      std::string("train --data images --out run --sample_interval 0") + kTiny;
+  succeed(flags + "--steps 2");
+  std::ofstream(work() / "run" / "notes.txt") << "mine";
+  succeed(flags + "--steps 1 --overwrite");
+  EXPECT_FALSE(fs::exists(work() / "run" / "checkpoint_000002.safetensors"));
+  EXPECT_TRUE(fs::exists(work() / "run" / "checkpoint_000001.safetensors"));
+  EXPECT_EQ(read_file(work() / "run" / "notes.txt"), "mine");
+}
+
+TEST_F(CommandTest, AnInterruptSavesAndSaysHowToGoOn) {
+  make_images("images", 6, 8);
+  const std::string command = fmt::format(
+      "cd '{0}/work' && exec '{1}' train --data images --out run --log_interval 1 {2} 2>'{0}/err'",
+      folder_.string(), MUTILDE_BINARY, kTiny);
+  const pid_t child = fork();
+  if (child == 0) {
+    execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
+    _exit(127);
+  }
+  for (int i = 0;
+       i < 1000 && read_file(work() / "run" / "progress.csv").find("\n2,") == std::string::npos;
+       ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  kill(child, SIGINT);
+  int status = 0;
+  waitpid(child, &status, 0);
+  ASSERT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 130);
+  const std::string err = read_file(folder_ / "err");
+  EXPECT_THAT(err, HasSubstr("to go on: mutilde train --resume run/checkpoint_"));
+  EXPECT_THAT(succeed("info run").out, HasSubstr("images seen"));
+  const size_t start = err.find("stopped after step ") + 19;
+  const int step = std::stoi(err.substr(start));
+  succeed(fmt::format("train --resume run --sample_interval 0 --steps {}", step + 1));
+}
+
+}  // namespace
+}  // namespace mutilde::test
