@@ -1,28 +1,16 @@
 // Elementwise kernels. Each is a plain loop that the compiler vectorises; broadcasting is reduced
-// to such loops first (struct Broadcast).
-#include <array>
+// to such loops first (broadcast.h).
 #include <bit>
 #include <cmath>
 #include <limits>
 #include <type_traits>
 
+#include "core/cpu/broadcast.h"
 #include "core/cpu/cpu_backend.h"
-#include "core/cpu/parallel.h"
+#include "core/cpu/simd.h"
 
 namespace mutilde {
 namespace {
-
-constexpr int64_t kGrain = 16384;  // elements that repay waking a thread
-
-/// Calls body(begin, end) for ranges that cover [0, n). Ranges begin at multiples of 64 elements:
-/// threads share no cache line, and the elements left over from whole vectors are the same for any
-/// thread count.
-template <class Body>
-void for_elements(int64_t n, const Body& body) {
-  constexpr int64_t kUnit = 64;
-  parallel_for((n + kUnit - 1) / kUnit, kGrain / kUnit,
-               [&](int64_t begin, int64_t end) { body(begin * kUnit, std::min(end * kUnit, n)); });
-}
 
 /// out[i] = f(x[i])
 template <class In, class Out, class F>
@@ -37,6 +25,21 @@ template <class T, class F>
 void map(const T* a, const T* b, T* out, int64_t n, const F& f) {
   for_elements(n, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) out[i] = f(a[i], b[i]);
+  });
+}
+
+/// out[i] = f(x...[i]) with f of whole vectors: for what needs an exponential, which no compiler
+/// vectorises by itself.
+template <class T, class F, class... In>
+void map_vectors(T* out, int64_t n, const F& f, const In*... x) {
+  constexpr int64_t kStep = simd::kLanes<T>;
+  for_elements(n, [=](int64_t begin, int64_t end) {
+    int64_t i = begin;
+    for (; i + kStep <= end; i += kStep) simd::store(out + i, f(simd::load(x + i)...));
+    const int64_t rest = end - i;
+    if (rest > 0) {
+      simd::store_partial(out + i, f(simd::load_partial(x + i, rest)...), rest);
+    }
   });
 }
 
@@ -67,6 +70,11 @@ To convert(From value) {
     return to_bfloat16(static_cast<float>(value));
   } else if constexpr (std::is_floating_point_v<From> && std::is_integral_v<To>) {
     using Limits = std::numeric_limits<To>;
+    if constexpr (std::is_unsigned_v<To>) {  // without a branch: images go through here
+      constexpr From kLow = Limits::min(), kHigh = Limits::max();
+      const From above = value > kLow ? value : kLow;  // a NaN becomes kLow
+      return static_cast<To>(static_cast<int32_t>(above < kHigh ? above : kHigh));
+    }
     // The upper end may round up to a power of two as a From; all below it is in range.
     if (value <= static_cast<From>(Limits::min())) return Limits::min();
     if (value >= static_cast<From>(Limits::max())) return Limits::max();
@@ -95,106 +103,48 @@ void for_any(DType dtype, const F& f) {
   }
 }
 
-template <class T>
-T sigmoid(T x) {
-  return T{1} / (T{1} + std::exp(-x));
-}
-
-/// K inputs broadcast to one output, with as few axes as will do: axes of size 1 vanish, and
-/// neighbours merge where every input walks through both as through one. Equal shapes become one
-/// axis; [C] against [N, H, W, C] becomes [NHW, C]; [N, 1, 1, 1] becomes [N, HWC]. The inner axis
-/// of an input then has stride 1, or 0 where it repeats one element.
-template <int K>
-struct Broadcast {
-  using Strides = std::array<int64_t, K>;
-
-  int rank = 0;
-  std::array<int64_t, Shape::kMaxRank> sizes{};
-  std::array<Strides, Shape::kMaxRank> strides{};
-
-  Broadcast(const std::array<Shape, K>& inputs, const Shape& out) {
-    // From the inner axis outwards, so that axis 0 here is the innermost.
-    Strides dense;
-    dense.fill(1);
-    for (int axis = 1; axis <= out.rank(); ++axis) {
-      const int64_t size = out[-axis];
-      Strides stride{};
-      for (int k = 0; k < K; ++k) {
-        const int64_t input_size = axis <= inputs[k].rank() ? inputs[k][-axis] : 1;
-        stride[k] = input_size == 1 ? 0 : dense[k];
-        dense[k] *= input_size;
-      }
-      if (size != 1) append(size, stride);
-    }
-    if (rank == 0) append(1, Strides{});
-  }
-
-  /// Calls row(offsets, out_offset, count) for stretches of the inner axis that cover the output.
-  template <class Row>
-  void for_rows(const Row& row) const {
-    int64_t n = 1;
-    for (int axis = 0; axis < rank; ++axis) n *= sizes[axis];
-    for_elements(n, [&](int64_t begin, int64_t end) {
-      std::array<int64_t, Shape::kMaxRank> index{};
-      Strides offset{};
-      for (int64_t axis = 0, rest = begin; axis < rank; rest /= sizes[axis], ++axis) {
-        index[axis] = rest % sizes[axis];
-        for (int k = 0; k < K; ++k) offset[k] += index[axis] * strides[axis][k];
-      }
-      for (int64_t i = begin; i < end;) {
-        const int64_t count = std::min(sizes[0] - index[0], end - i);
-        row(offset, i, count);
-        i += count;
-        step(index, offset, count);
-      }
-    });
-  }
-
- private:
-  void append(int64_t size, const Strides& stride) {
-    bool merges = rank > 0;
-    for (int k = 0; k < K && merges; ++k) {
-      merges = stride[k] == strides[rank - 1][k] * sizes[rank - 1];
-    }
-    if (merges) {
-      sizes[rank - 1] *= size;
-    } else {
-      sizes[rank] = size;
-      strides[rank++] = stride;
-    }
-  }
-
-  /// Moves `count` elements along the inner axis, carrying into the outer ones like an odometer.
-  void step(std::array<int64_t, Shape::kMaxRank>& index, Strides& offset, int64_t count) const {
-    for (int axis = 0; axis < rank; ++axis, count = 1) {
-      index[axis] += count;
-      for (int k = 0; k < K; ++k) offset[k] += count * strides[axis][k];
-      if (index[axis] < sizes[axis]) return;
-      for (int k = 0; k < K; ++k) offset[k] -= sizes[axis] * strides[axis][k];
-      index[axis] = 0;
-    }
-  }
-};
-
-/// Calls f with an inner stride (0 or 1) as a compile-time constant, so that its loop vectorises.
-template <class F>
-void with_constant(int64_t stride, const F& f) {
-  if (stride == 0) return f(std::integral_constant<int64_t, 0>{});
-  f(std::integral_constant<int64_t, 1>{});
-}
-
 /// out = f(a, b), broadcast.
 template <class T, class Out, class F>
 void binary_map(const ConstView& a, const ConstView& b, const View& out, const F& f) {
   const Broadcast<2> broadcast({a.shape, b.shape}, out.shape);
-  with_constant(broadcast.strides[0][0], [&](auto stride_a) {
-    with_constant(broadcast.strides[0][1], [&](auto stride_b) {
-      broadcast.for_rows([&](const auto& offset, int64_t out_offset, int64_t count) {
-        const T* a_row = a.as<T>() + offset[0];
-        const T* b_row = b.as<T>() + offset[1];
-        Out* out_row = out.as<Out>() + out_offset;
+  broadcast.for_rows([&](const auto& offset, int64_t out_offset, int64_t count) {
+    const T* a_row = a.as<T>() + offset[0];
+    const T* b_row = b.as<T>() + offset[1];
+    Out* out_row = out.as<Out>() + out_offset;
+    with_constant(broadcast.strides[0][0], [&](auto stride_a) {
+      with_constant(broadcast.strides[0][1], [&](auto stride_b) {
         for (int64_t i = 0; i < count; ++i)
           out_row[i] = f(a_row[i * stride_a], b_row[i * stride_b]);
+      });
+    });
+  });
+}
+
+/// out = condition ? a : b, broadcast.
+template <class T>
+void where_map(const ConstView& condition, const ConstView& a, const ConstView& b,
+               const View& out) {
+  const Broadcast<3> broadcast({condition.shape, a.shape, b.shape}, out.shape);
+  const auto& inner = broadcast.strides[0];
+  broadcast.for_rows([&](const auto& offset, int64_t out_offset, int64_t count) {
+    const uint8_t* condition_row = condition.as<uint8_t>() + offset[0];
+    const T* a_row = a.as<T>() + offset[1];
+    const T* b_row = b.as<T>() + offset[2];
+    T* out_row = out.as<T>() + out_offset;
+    if (inner[0] == 0) {  // one choice for the whole row, as for a mask over the batch
+      const bool first = *condition_row != 0;
+      const T* chosen = first ? a_row : b_row;
+      with_constant(inner[first ? 1 : 2], [&](auto stride) {
+        for (int64_t i = 0; i < count; ++i) out_row[i] = chosen[i * stride];
+      });
+      return;
+    }
+    with_constant(inner[1], [&](auto stride_a) {
+      with_constant(inner[2], [&](auto stride_b) {
+        for (int64_t i = 0; i < count; ++i) {
+          const T u = a_row[i * stride_a], v = b_row[i * stride_b];
+          out_row[i] = condition_row[i] != 0 ? u : v;
+        }
       });
     });
   });
@@ -226,12 +176,16 @@ void CpuBackend::cast(ConstView x, View out) {
 void CpuBackend::unary(UnaryOp op, ConstView x, View out) {
   for_float(x.dtype, [&](auto zero) {
     using T = decltype(zero);
+    using V = simd::Vec<T>;
     const auto apply = [&](const auto& f) { map(x.as<T>(), out.as<T>(), x.numel(), f); };
+    const auto apply_vectors = [&](const auto& f) {
+      map_vectors(out.as<T>(), x.numel(), f, x.as<T>());
+    };
     switch (op) {
       case UnaryOp::kNeg:
         return apply([](T v) { return -v; });
       case UnaryOp::kExp:
-        return apply([](T v) { return std::exp(v); });
+        return apply_vectors([](V v) { return simd::exp(v); });
       case UnaryOp::kLog:
         return apply([](T v) { return std::log(v); });
       case UnaryOp::kSqrt:
@@ -243,9 +197,9 @@ void CpuBackend::unary(UnaryOp op, ConstView x, View out) {
       case UnaryOp::kTanh:
         return apply([](T v) { return std::tanh(v); });
       case UnaryOp::kSigmoid:
-        return apply([](T v) { return sigmoid(v); });
+        return apply_vectors([](V v) { return simd::sigmoid(v); });
       case UnaryOp::kSilu:
-        return apply([](T v) { return v * sigmoid(v); });
+        return apply_vectors([](V v) { return v * simd::sigmoid(v); });
       case UnaryOp::kSin:
         return apply([](T v) { return std::sin(v); });
       case UnaryOp::kCos:
@@ -283,11 +237,14 @@ void CpuBackend::unary_backward(UnaryOp op, ConstView x, ConstView y, ConstView 
         return from_y([](T v, T d) { return (T{1} - v * v) * d; });
       case UnaryOp::kSigmoid:
         return from_y([](T v, T d) { return v * (T{1} - v) * d; });
-      case UnaryOp::kSilu:
-        return from_x([](T v, T d) {
-          const T s = sigmoid(v);
-          return d * s * (T{1} + v * (T{1} - s));
-        });
+      case UnaryOp::kSilu: {
+        using V = simd::Vec<T>;
+        const auto f = [](V v, V d) {
+          const V s = simd::sigmoid(v);
+          return d * s * (1 + v * (1 - s));
+        };
+        return map_vectors(dx.as<T>(), dx.numel(), f, x.as<T>(), dout.as<T>());
+      }
       case UnaryOp::kSin:
         return from_x([](T v, T d) { return std::cos(v) * d; });
       case UnaryOp::kCos:
@@ -347,33 +304,17 @@ void CpuBackend::binary(BinaryOp op, ConstView a, ConstView b, View out) {
 }
 
 void CpuBackend::where(ConstView condition, ConstView a, ConstView b, View out) {
-  const Broadcast<3> broadcast({condition.shape, a.shape, b.shape}, out.shape);
-  const auto& inner = broadcast.strides[0];
-  for_any(out.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    broadcast.for_rows([&](const auto& offset, int64_t out_offset, int64_t count) {
-      const uint8_t* condition_row = condition.as<uint8_t>() + offset[0];
-      const T* a_row = a.as<T>() + offset[1];
-      const T* b_row = b.as<T>() + offset[2];
-      T* out_row = out.as<T>() + out_offset;
-      if (inner[0] == 0) {  // one choice for the whole row, as for a mask over the batch
-        const bool first = *condition_row != 0;
-        const T* chosen = first ? a_row : b_row;
-        with_constant(inner[first ? 1 : 2], [&](auto stride) {
-          for (int64_t i = 0; i < count; ++i) out_row[i] = chosen[i * stride];
-        });
-        return;
-      }
-      with_constant(inner[1], [&](auto stride_a) {
-        with_constant(inner[2], [&](auto stride_b) {
-          for (int64_t i = 0; i < count; ++i) {
-            const T u = a_row[i * stride_a], v = b_row[i * stride_b];
-            out_row[i] = condition_row[i] != 0 ? u : v;
-          }
-        });
-      });
-    });
-  });
+  const auto choose = [&](auto zero) { where_map<decltype(zero)>(condition, a, b, out); };
+  switch (size_of(out.dtype)) {  // elements are only moved
+    case 1:
+      return choose(uint8_t{});
+    case 2:
+      return choose(uint16_t{});
+    case 4:
+      return choose(uint32_t{});
+    default:
+      return choose(uint64_t{});
+  }
 }
 
 void CpuBackend::accumulate(ConstView x, View into) {
