@@ -48,9 +48,8 @@ class Generator {
 // of block (offset + i) / 4.
 //   uniform   float32: (w >> 8) / 2^24; float64: w / 2^32; both in [0, 1)
 //   normal    Box-Muller: words 0 and 1 of a block make its elements 0 and 1, words 2 and 3 the
-//   others.
+//   rest.
 //             With u = uniform(w0) + 2^-24 (float64: 2^-32), in (0, 1], and v = uniform(w1):
-//             sqrt(-2 ln u) cos(2 pi v) and sqrt(-2 ln u) sin(2 pi v). Functions may round
-//             differently.
+//             sqrt(-2 ln u) cos(2 pi v) and sqrt(-2 ln u) sin(2 pi v), to a few rounding errors
 //   dropout   kept where the float32 uniform is at least p, whatever the dtype
 //   integers  two words each, the low one first, as b: floor(b * high / 2^64)
