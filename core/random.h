@@ -47,8 +47,7 @@ class Generator {
 // How a position becomes a number, on every backend. Element i of a draw comes from word w[i % 4]
 // of block (offset + i) / 4.
 //   uniform   float32: (w >> 8) / 2^24; float64: w / 2^32; both in [0, 1)
-//   normal    Box-Muller: words 0 and 1 of a block make its elements 0 and 1, words 2 and 3 the
-//   rest.
+//   normal    Box-Muller: words 0 and 1 of a block make its elements 0 and 1, 2 and 3 the others.
 //             With u = uniform(w0) + 2^-24 (float64: 2^-32), in (0, 1], and v = uniform(w1):
 //             sqrt(-2 ln u) cos(2 pi v) and sqrt(-2 ln u) sin(2 pi v), to a few rounding errors
 //   dropout   kept where the float32 uniform is at least p, whatever the dtype
