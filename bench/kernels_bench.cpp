@@ -1,19 +1,9 @@
 // How fast each kernel is on the shapes of the three presets, as a share of what the machine can
 // do.
 //
-//   kernels_bench [small|medium|cifar] [a word that the kernel's name must contain]
+//   kernels_bench [small|medium|cifar] [words that the kernel or the shape must contain]
 //
 // `count` is how often a training step runs the shape; the last lines weigh all shapes with it.
-#include <algorithm>
-#include <array>
-#include <cstdint>
-#include <cstring>
-#include <functional>
-#include <map>
-#include <string>
-#include <string_view>
-#include <vector>
-
 #include <fmt/format.h>
 
 #include "bench/peak.h"
@@ -138,14 +128,17 @@ double median_seconds(const std::function<void()>& call) {
 
 class Table {
  public:
-  Table(std::string_view filter, double peak) : filter_(filter), peak_(peak) {
+  Table(std::vector<std::string> words, double peak) : words_(std::move(words)), peak_(peak) {
     fmt::print("{:<34} {:<34} {:>5} {:>9} {:>9} {:>7}\n", "kernel", "shape", "count", "ms",
                "GFLOP/s", "share");
   }
   /// work: floating-point operations, or bytes where `bytes`.
   void row(const char* kernel, const std::string& shape, int count, double work, bool bytes,
            const std::function<void()>& call) {
-    if (std::string_view(kernel).find(filter_) == std::string_view::npos) return;
+    const std::string name = fmt::format("{} {}", kernel, shape);
+    for (const std::string& word : words_) {
+      if (name.find(word) == std::string::npos) return;
+    }
     const double seconds = median_seconds(call);
     fmt::print("{:<34} {:<34} {:>5} {:>9.3f} {:>9.1f} {:>7}\n", kernel, shape, count, seconds * 1e3,
                work / seconds * 1e-9,
@@ -169,19 +162,19 @@ class Table {
     double seconds = 0, work = 0;
     bool bytes = false;
   };
-  std::string filter_;
+  std::vector<std::string> words_;
   double peak_;
   std::map<std::string, Total> totals_;
 };
 
-void measure(const Preset& preset, const char* filter) {
+void measure(const Preset& preset, const std::vector<std::string>& words) {
   static CpuBackend cpu;
   const Workload work = workload(preset);
   const int64_t N = work.batch;
   const double machine = peak_gflops() * 1e9;
   fmt::print("\n{}: batch {}, {} threads, peak {:.1f} GFLOP/s ({:.1f} on one)\n", preset.name, N,
              thread_count(), machine * 1e-9, peak_gflops(1));
-  Table table(filter, machine);
+  Table table(words, machine);
 
   for (const auto& [key, count] : work.conv) {
     const auto [size, C, C_out, kernel, stride] = key;
@@ -252,15 +245,18 @@ void measure(const Preset& preset, const char* filter) {
 }  // namespace mutilde::bench
 
 int main(int argc, char** argv) {
-  const char* filter = "";
-  std::string_view only;
-  for (int i = 1; i < argc; ++i) {
+  std::string only;
+  std::vector<std::string> words;
+  for (const std::string& argument : std::vector<std::string>(argv + 1, argv + argc)) {
     bool is_preset = false;
-    for (const auto& preset : mutilde::bench::kPresets)
-      is_preset |= std::strcmp(argv[i], preset.name) == 0;
-    (is_preset ? only = argv[i] : std::string_view(filter = argv[i]));
+    for (const auto& preset : mutilde::bench::kPresets) is_preset |= argument == preset.name;
+    if (is_preset) {
+      only = argument;
+    } else {
+      words.push_back(argument);
+    }
   }
   for (const auto& preset : mutilde::bench::kPresets) {
-    if (only.empty() || only == preset.name) mutilde::bench::measure(preset, filter);
+    if (only.empty() || only == preset.name) mutilde::bench::measure(preset, words);
   }
 }

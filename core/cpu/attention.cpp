@@ -35,8 +35,10 @@ struct Head {
   int64_t positions, D, pitch, out_pitch;
   const T *q, *k, *v;
 
-  /// Rows of logits are padded to whole vectors.
-  int64_t row() const { return ceil_div(positions, kTileColumns<T>) * kTileColumns<T>; }
+  /// Rows of logits are padded to whole vectors, and lie an odd number of panels apart: down a
+  /// column they fall into different cache sets.
+  int64_t padded() const { return ceil_div(positions, kTileColumns<T>) * kTileColumns<T>; }
+  int64_t row() const { return (ceil_div(positions, kTileColumns<T>) | 1) * kTileColumns<T>; }
   T scale() const { return 1 / std::sqrt(static_cast<T>(D)); }
   /// a is rows of D numbers: a k^T, or a v^T.
   Product<T> with_transposed(const T* a, int64_t a_row, int64_t rows, const T* b, T* c) const {
@@ -101,7 +103,8 @@ void forward_queries(const Head<T>& h, int64_t begin, int64_t end, T* out, T* lo
     T sums[kBlockQueries];
     multiply_here(h.with_transposed(h.q + t * h.pitch, h.pitch, rows, h.k, logits), packed_k);
     for (int64_t r = 0; r < rows; ++r) {
-      log_sum_exp[t + r] = exponentiate(logits + r * row, h.positions, row, h.scale(), sums[r]);
+      log_sum_exp[t + r] =
+          exponentiate(logits + r * row, h.positions, h.padded(), h.scale(), sums[r]);
     }
     multiply_here(h.with_rows(logits, rows, h.v, to, h.out_pitch), packed_v);
     for (int64_t r = 0; r < rows; ++r) {
@@ -150,8 +153,8 @@ void backward_head(const Head<T>& h, const T* out, const T* dout, const T* log_s
       T dot = 0;
       for (int64_t d = 0; d < h.D; ++d)
         dot += dout_t[r * h.out_pitch + d] * out_t[r * h.out_pitch + d];
-      backward_row(logits + r * row, dp + r * row, h.positions, row, h.scale(), log_sum_exp[t + r],
-                   dot);
+      backward_row(logits + r * row, dp + r * row, h.positions, h.padded(), h.scale(),
+                   log_sum_exp[t + r], dot);
     }
     multiply_here(h.with_rows(dp, rows, h.k, dq + t * h.pitch, h.pitch), packed_k);
     const Product<T> to_k = h.over_queries(dp, rows, q_t, h.pitch, dk);

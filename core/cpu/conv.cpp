@@ -274,12 +274,13 @@ GatherAxis backward_axis(int64_t in, int64_t out, int64_t kernel, int64_t stride
 // [16 channels][row][column][16] with a border of zeros. In the copy a step along a row is 64 bytes
 // whatever C is (with C = 128 the rows of x itself are 512 bytes apart: 256 of them would share 8
 // cache sets and evict each other), and all taps read the same copy, moved. 256 pixels of one panel
-// are 16 KB and one tile of dout 6 KB, together less than L1; a task of 64 x 64 channels keeps its
-// copies (about 90 KB and 70 KB) in L2. An input of fewer than 16 channels is copied as one group,
-// and a panel takes 16 columns across (kw, c), which lie next to each other in a row.
+// are 16 KB and one tile of dout 6 KB, together less than L1; a task keeps dout's copy for 64
+// output channels (70 KB) and x's for 16 input channels (22 KB) in L2, and goes through 64 input
+// channels with them, or 256 if there is only one tap to repay the copies. An input of fewer than
+// 16 channels is copied as one group, and a panel takes 16 columns across (kw, c), which lie next
+// to each other in a row.
 //
-//   for each of a fixed number of splits of the pixels, 64 output channels, 64 input channels (a
-//   task)
+//   for each split of the pixels, part of output channels, part of input channels (a task)
 //     for each chunk of pixels: copy, then
 //       for each group of 16 channels, kernel row, panel
 //         for each tile of output channels
@@ -291,6 +292,7 @@ GatherAxis backward_axis(int64_t in, int64_t out, int64_t kernel, int64_t stride
 
 constexpr int64_t kChunkPixels = 256;
 constexpr int64_t kTaskChannels = 64;
+constexpr int64_t kTaskChannelsOneTap = 256;  // input channels of a 1 x 1 kernel
 
 template <class T>
 struct WeightGradient {
@@ -433,18 +435,18 @@ void run_weight_gradient(const WeightGradient<T>& p, T* dweight) {
   }
   const int64_t rows_of_chunk = std::max<int64_t>(1, kChunkPixels / s.W_out);
   const int64_t chunks = ceil_div(rows, rows_of_chunk);
-  const int64_t out_parts = ceil_div(s.C_out, kTaskChannels),
-                in_parts = ceil_div(s.C, kTaskChannels);
+  const int64_t in_channels = s.kH * s.kW == 1 ? kTaskChannelsOneTap : kTaskChannels;
+  const int64_t out_parts = ceil_div(s.C_out, kTaskChannels), in_parts = ceil_div(s.C, in_channels);
   const int64_t splits = std::min(chunks, ceil_div(kTasks, out_parts * in_parts));
   T* partials = splits == 1 ? dweight : scratch<T>(Scratch::kPartials, splits * size);
   parallel_tasks(splits * out_parts * in_parts, [&](int64_t task) {
     const int64_t split = task / (out_parts * in_parts), part = task % (out_parts * in_parts);
-    const int64_t c_out = part / in_parts * kTaskChannels, c = part % in_parts * kTaskChannels;
+    const int64_t c_out = part / in_parts * kTaskChannels, c = part % in_parts * in_channels;
     const int64_t begin = chunks * split / splits, end = chunks * (split + 1) / splits;
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       weight_gradient_chunk(p, chunk * rows_of_chunk, std::min(rows, (chunk + 1) * rows_of_chunk),
                             c_out, std::min(c_out + kTaskChannels, s.C_out), c,
-                            std::min(c + kTaskChannels, s.C), chunk == begin,
+                            std::min(c + in_channels, s.C), chunk == begin,
                             partials + split * size);
     }
   });

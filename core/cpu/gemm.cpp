@@ -5,9 +5,9 @@
 namespace mutilde {
 namespace {
 
-// Blocking: rows in blocks of 16 tiles (96 rows with AVX2), k in slices of 512. A slice of a panel
-// is 32 KB and serves the 16 tiles of a block from L1 or L2; the block's slice of A (196 KB) stays
-// in L2 while the panels go by.
+// Blocking: rows in blocks of 16 tiles (96 rows with AVX2), k in slices of 512. A slice of a
+// panel is 32 KB and serves the 16 tiles of a block from L1 or L2; the block's slice of A (196 KB)
+// stays in L2 while the panels go by.
 constexpr int64_t kBlockRows = 16 * kTileRows;
 constexpr int64_t kSlice = 512;
 
@@ -33,9 +33,15 @@ struct ProductRun {
 template <class T>
 void pack_tiles(const T* a, int64_t k_stride, int64_t rows, int64_t K, T* packed) {
   for (int64_t m = 0; m < rows; m += kTileRows) {
-    const int64_t count = std::min<int64_t>(kTileRows, rows - m);
-    for (int64_t k = 0; k < K; ++k, packed += kTileRows) {
-      for (int64_t r = 0; r < count; ++r) packed[r] = a[k * k_stride + m + r];
+    const T* from = a + m;
+    if (rows - m >= kTileRows) {
+      for (int64_t k = 0; k < K; ++k, from += k_stride, packed += kTileRows) {
+        std::copy_n(from, kTileRows, packed);
+      }
+    } else {
+      for (int64_t k = 0; k < K; ++k, from += k_stride, packed += kTileRows) {
+        std::copy_n(from, rows - m, packed);
+      }
     }
   }
 }
@@ -52,7 +58,8 @@ void pack_b(const Product<T>& p, T* packed) {
 template <class T>
 void multiply_block(const Product<T>& p, const T* packed, int64_t begin, int64_t end,
                     int64_t panel_begin, int64_t panel_end, bool accumulate) {
-  const bool pack_a = p.a_step != 1;
+  // A few panels do not repay the copy (6 floats for 6 cycles of arithmetic a panel).
+  const bool pack_a = p.a_step != 1 && panel_end - panel_begin > 3;
   for (int64_t k = 0; k == 0 || k < p.K; k += kSlice) {
     const int64_t slice = std::min(kSlice, p.K - k);
     const T* a = p.a + begin * p.a_row + k * p.a_step;
@@ -75,7 +82,7 @@ void multiply_block(const Product<T>& p, const T* packed, int64_t begin, int64_t
         const ProductRun<T> run = pack_a
                                       ? ProductRun<T>{a + (m - begin) * slice, 1, b, slice}
                                       : ProductRun<T>{a + (m - begin) * p.a_row, p.a_row, b, slice};
-        multiply_tile<T>(rows, width, run, pack_a ? kTileRows : 1, width,
+        multiply_tile<T>(rows, width, run, pack_a ? kTileRows : p.a_step, width,
                          k == 0 && !accumulate ? start : nullptr, c, columns);
       }
     }
@@ -93,8 +100,8 @@ void multiply(const Product<T>& p) {
     pack_panel(p.b + k * p.b_row, p.b_row, p.b_step, std::min(kSlice, p.K - k), p.N, column,
                packed + column * p.K + k * panel_width<T>(p.N - column));
   });
-  const int64_t blocks = ceil_div(p.M, kBlockRows),
-                cuts = std::min(panels, ceil_div(kTasks, blocks));
+  const int64_t blocks = ceil_div(p.M, kBlockRows);
+  const int64_t cuts = std::min(panels, ceil_div(kTasks, blocks));
   parallel_tasks_over(blocks * cuts, p.M * p.N * p.K, [&](int64_t task) {
     const int64_t begin = task / cuts * kBlockRows, cut = task % cuts;
     multiply_block(p, packed, begin, std::min(begin + kBlockRows, p.M), panels * cut / cuts,

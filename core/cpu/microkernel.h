@@ -39,7 +39,8 @@ int64_t panel_width(int64_t columns) {
 }
 
 /// c[r][0..columns) = start + sum over runs and k of a[r][k * a_step] * b[k * b_step ..], where
-/// `start` is a row of kVectors vectors, or null for what c holds.
+/// `start` is a row of kVectors vectors; or, if it is null, c[r][0..columns) += that sum (c is
+/// fetched while the sum is made and added last).
 ///
 /// `runs` has a count and enter(i, a, b), which sets the pointers for run i and returns its length.
 /// Every element is one chain of multiply-adds in the order of k, so the shape of the tile that
@@ -53,15 +54,10 @@ inline void multiply_tile(const Runs& runs, int64_t a_step, int64_t b_step, cons
   const bool whole = columns == kVectors * kLanes;
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
+    if (start == nullptr) __builtin_prefetch(c[r], 1);
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      if (start != nullptr) {
-        sums[r][v] = simd::load(start + v * kLanes);
-      } else if (whole) {
-        sums[r][v] = simd::load(c[r] + v * kLanes);
-      } else {
-        sums[r][v] = simd::load_partial(c[r] + v * kLanes, columns - v * kLanes);
-      }
+      sums[r][v] = start != nullptr ? simd::load(start + v * kLanes) : V{};
     }
   }
   for (int64_t i = 0; i < runs.count; ++i) {
@@ -88,10 +84,13 @@ inline void multiply_tile(const Runs& runs, int64_t a_step, int64_t b_step, cons
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
+      T* to = c[r] + v * kLanes;
       if (whole) {
-        simd::store(c[r] + v * kLanes, sums[r][v]);
+        simd::store(to, start != nullptr ? sums[r][v] : sums[r][v] + simd::load(to));
       } else {
-        simd::store_partial(c[r] + v * kLanes, sums[r][v], columns - v * kLanes);
+        const int64_t count = columns - v * kLanes;
+        if (start == nullptr) sums[r][v] += simd::load_partial(to, count);
+        simd::store_partial(to, sums[r][v], count);
       }
     }
   }
