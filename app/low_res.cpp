@@ -110,9 +110,13 @@ LowRes load_npz(const std::string& path, const Settings& settings) {
 LowRes load_low_res(const std::string& spec, const Settings& settings, int64_t count) {
   if (spec.ends_with(".npz")) return load_npz(spec, settings);
   DatasetOptions options;
-  options.channels = static_cast<int>(settings.image_channels);
+  options.channels = settings.image_channels == 3 ? 3 : 0;
   options.memory_limit = 0;  // few of them are needed
   const auto dataset = open_dataset(spec, static_cast<int>(settings.small_size), options);
+  if (dataset->channels() != settings.image_channels) {
+    fail<Error>("{}: has {} channels, the model {}", spec, dataset->channels(),
+                settings.image_channels);
+  }
   const int64_t N = std::min(count, dataset->size()), size = settings.small_size;
   const Tensor pixels = Tensor::empty({N, size, size, settings.image_channels}, DType::kUInt8);
   std::vector<int64_t> labels;

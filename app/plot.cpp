@@ -138,14 +138,14 @@ std::vector<double> smoothed(const std::vector<double>& y, double share) {
   const auto half = static_cast<size_t>(share * static_cast<double>(y.size()) / 2);
   std::vector<double> result;
   for (size_t i = 0; i < y.size(); ++i) {
-    const size_t reach = std::min({half, i, y.size() - 1 - i});  // symmetric at the ends too
+    const size_t begin = i - std::min(half, i), end = std::min(y.size(), i + std::min(half, i) + 1);
     double sum = 0, count = 0;
-    for (size_t j = i - reach; j <= i + reach; ++j) {
-      if (!std::isfinite(y[j])) continue;
-      sum += y[j];
+    for (size_t j = begin; j < end; ++j) {
+      if (!drawable(0, y[j])) continue;
+      sum += std::log(y[j]);
       ++count;
     }
-    result.push_back(sum / count);
+    result.push_back(std::exp(sum / count));
   }
   return result;
 }

@@ -18,7 +18,9 @@ struct Curve {
   std::vector<double> x, y;  // points that are not finite, or not positive in y, are left out
 };
 
-/// The mean of each window of neighbours that is `share` of the curve wide, over the finite ones.
+/// The geometric mean (the axis is logarithmic) of each window of neighbours, `share` of the curve
+/// wide, over the values that can be drawn. The window narrows at the beginning, where a loss falls
+/// fast.
 std::vector<double> smoothed(const std::vector<double>& y, double share);
 
 Image draw_plot(const std::string& title, const std::string& x_label,

@@ -91,7 +91,7 @@ double ProgressLog::images_per_second() const { return rate_; }
 
 void ProgressLog::draw(const fs::path& path) const {
   const Curve each{"", {176, 196, 232}, 1.2, steps_, losses_};
-  const Curve mean{"smoothed", {28, 78, 178}, 2.5, steps_, smoothed(losses_, 0.1)};
+  const Curve mean{"smoothed", {28, 78, 178}, 2.5, steps_, smoothed(losses_, 0.08)};
   write_png(path, draw_plot("training loss", "step", {each, mean}));
 }
 

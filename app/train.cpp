@@ -139,12 +139,16 @@ fs::path checked_out_folder(const TrainFlags& flags, const fs::path& checkpoint)
 
 std::unique_ptr<Dataset> open_data(Settings& settings) {
   DatasetOptions options;
-  options.channels = static_cast<int>(settings.image_channels);
+  options.channels = settings.image_channels == 3 ? 3 : 0;
   Progress progress("reading images", 0, 0, 10'000);
   options.progress = [&](int64_t done, int64_t total) {
     progress.update(done, fmt::format("of {}", total));
   };
   auto dataset = open_dataset(settings.data, static_cast<int>(settings.image_size), options);
+  if (dataset->channels() != settings.image_channels) {
+    fail<Error>("--image_channels is {}, but the images of {} have {}", settings.image_channels,
+                settings.data, dataset->channels());
+  }
   if (!settings.class_cond) return dataset;
   const auto classes = static_cast<int64_t>(dataset->class_names().size());
   if (classes == 0)

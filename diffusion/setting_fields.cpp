@@ -17,7 +17,7 @@ std::vector<SettingField> make_fields() {
   return {
       {"image_size", model, &S::image_size, fixed,
        "height and width in pixels (the larger ones for super-resolution)", 1, 4096},
-      {"image_channels", model, &S::image_channels, fixed, "3: colour, 1: grey", 1, 4},
+      {"image_channels", model, &S::image_channels, fixed, "3: colour, 1: grey", 1, 3},
       {"num_channels", model, &S::num_channels, fixed,
        "channels of the first level, a multiple of 32", 32, 8192},
       {"channel_mult", model, &S::channel_mult, fixed,

@@ -128,6 +128,7 @@ Settings settings_from_json(std::string_view text) {
 void validate(const Settings& settings) {
   for (const SettingField& field : setting_fields()) check_field(settings, field);
   check_levels(settings);
+  if (settings.image_channels == 2) fail<Error>("image_channels is 2, 1 or 3 expected");
   if (settings.num_channels % 32 != 0) {
     fail<Error>("num_channels is {}, a multiple of 32 expected (the norms have 32 groups)",
                 settings.num_channels);

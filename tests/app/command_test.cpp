@@ -83,6 +83,8 @@ TEST_F(CommandTest, TrainingRefusesBadSettingsAndBadData) {
               HasSubstr("multiple of 32"));
   EXPECT_THAT(refusal("train --data images --out run --num_heads 3 --preset small"),
               HasSubstr("3 heads"));
+  EXPECT_THAT(refusal("train --data images --out run --image_channels 1 " + tiny),
+              HasSubstr("have 3"));
   EXPECT_THAT(refusal("train --data images --out run --learn_sigma --sigma_small"),
               HasSubstr("contradict"));
   EXPECT_THAT(refusal("train --data images --out run --batch_size 0"),

@@ -38,10 +38,12 @@ TEST(ProgressTexts, ReadWell) {
   EXPECT_EQ(bytes_text(12.34e6), "12.3 MB");
 }
 
-TEST(Smoothing, KeepsAStraightLineAndSkipsGaps) {
-  const std::vector<double> line{1, 2, 3, 4, 5, 6, 7};
-  EXPECT_EQ(smoothed(line, 0.6), line);
-  EXPECT_EQ(smoothed({1, NAN, 3}, 1)[1], 2);
+TEST(Smoothing, KeepsWhatIsStraightOnALogarithmicAxisAndSkipsGaps) {
+  const std::vector<double> falling{64, 32, 16, 8, 4, 2, 1};
+  const std::vector<double> result = smoothed(falling, 0.3);
+  for (size_t i = 0; i + 1 < falling.size(); ++i) EXPECT_NEAR(result[i], falling[i], 1e-12);
+  EXPECT_NEAR(result.back(), std::sqrt(2 * 1), 1e-12);  // its window ends with the curve
+  EXPECT_NEAR(smoothed({1, NAN, 4}, 1)[1], 2, 1e-12);
   EXPECT_TRUE(smoothed({}, 0.5).empty());
 }
 
