@@ -11,6 +11,8 @@
 #include <string>
 #include <string_view>
 
+#include "data/jpeg_check.h"
+
 // stb's code does not meet our warnings; it is compiled here and nowhere else.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wall"
@@ -110,6 +112,11 @@ Image load_image(const fs::path& path) {
   if (stream.file == nullptr) {
     fail<FileError>("image: cannot open {}: {}", path.string(), std::strerror(errno));
   }
+  if (!huffman_tables_fit(stream.file.get())) {
+    fail<FileError>("image: {} is damaged (a Huffman table of more than 256 symbols)",
+                    path.string());
+  }
+  std::rewind(stream.file.get());
   // The header alone first, so that a hostile size is refused before its memory is asked for.
   int width = 0, height = 0, channels = 0;
   if (stbi_info_from_callbacks(&kCallbacks, &stream, &width, &height, &channels) == 0) {

@@ -1,5 +1,7 @@
 #include "data/codec.h"
 
+#include <algorithm>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -161,6 +163,23 @@ TEST_F(Codec, RefusesDamagedData) {
   std::string png = text(encode_png(wave_image(20, 20, 3)));
   png[41] = 0;  // the first byte of the compressed data
   EXPECT_THAT(error("x.png", png), HasSubstr("x.png is damaged or not supported"));
+}
+
+TEST_F(Codec, RefusesAHuffmanTableThatWouldOverrunStb) {
+  // The first table, made to hold 16 * 255 symbols, and again in a segment that is long enough.
+  const std::string jpeg = text(encode_jpeg(wave_image(24, 24, 3)));
+  const size_t table = jpeg.find("\xFF\xC4");
+  ASSERT_NE(table, std::string::npos);
+  std::string counts = jpeg;
+  std::fill_n(counts.begin() + static_cast<ptrdiff_t>(table) + 5, 16, '\xFF');
+  EXPECT_THAT(error("a.jpg", counts), HasSubstr("a.jpg is damaged (a Huffman table"));
+  EXPECT_THAT(error("fill.jpg", "\xFF" + counts),
+              HasSubstr("fill.jpg is damaged (a Huffman table"));
+  const std::string large = "\xFF\xC4\x10\x03\x13"s + std::string(16 + 4080, '\xFF');
+  EXPECT_THAT(error("b.jpg", jpeg.substr(0, table) + large + jpeg.substr(table)),
+              HasSubstr("b.jpg is damaged (a Huffman table"));
+  EXPECT_THAT(error("c.jpg", jpeg.substr(0, jpeg.size() - 2) + large + "\xFF\xD9"),
+              HasSubstr("c.jpg is damaged (a Huffman table"));
 }
 
 TEST_F(Codec, KnowsImagesByTheirNames) {
