@@ -12,7 +12,7 @@ cmake --build build/quickstart --target mutilde_app
 mutilde=build/quickstart/app/mutilde
 
 # The cosine schedule and a fast average suit a run of a few minutes.
-"$mutilde" train --data fashion-mnist --preset small \
+"$mutilde" train --data fashion-mnist --preset small --image_channels 1 \
   --noise_schedule cosine --lr 1e-3 --batch_size 32 --ema_rate 0.995 --ema_warmup \
   --steps "$steps" --sample_interval 0 --out "$out" --overwrite
 "$mutilde" sample "$out" --num_samples 64 --timestep_respacing 50 --out "$out/samples.png"
