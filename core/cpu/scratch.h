@@ -23,6 +23,7 @@ enum class Scratch {
   kChannels,
   kLogits,
   kGradients,
+  kTiles,
   kCount
 };
 
