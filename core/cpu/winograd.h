@@ -17,9 +17,9 @@
 // The gradients are exact derivatives of these lines: of the input the same with the weight turned
 // round, of the weight dg = G^T (sum over tiles of (A dy A^T) (B^T d B)) G.
 //
-// The transforms add and subtract numbers of different size, so that float32 loses some digits: over
-// 128 channels of normal numbers the root mean square error is 2.5 to 5 epsilon for the direct sum,
-// 2 to 3.5 for m = 2 (shorter sums) and 11 to 20, about 2e-6, for m = 4 (the float32 test of
+// The transforms add and subtract numbers of different size, so that float32 loses some digits:
+// over 128 channels of normal numbers the root mean square error is 2.5 to 5 epsilon for the direct
+// sum, 2 to 3.5 for m = 2 (shorter sums) and 11 to 20, about 2e-6, for m = 4 (the float32 test of
 // tests/core/winograd_test.cpp prints it).
 #pragma once
 
