@@ -110,6 +110,9 @@ std::map<int64_t, fs::path> checkpoints_in(const fs::path& folder) {
 }
 
 fs::path find_checkpoint(const fs::path& path) {
+  if (!fs::exists(path))
+    fail<FileError>("{}: there is neither a checkpoint nor a run folder of this name",
+                    path.string());
   if (!fs::is_directory(path)) return path;
   const auto found = checkpoints_in(path);
   if (found.empty())

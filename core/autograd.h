@@ -37,7 +37,9 @@ struct Node {
 };
 
 /// Attaches a node to `output` if gradients are on and an input requires one; returns `output`.
-/// The closure must not capture `output` itself (that would be a cycle): capture output.detach().
+/// The closure should capture detached tensors: it needs their data alone, and a node would keep
+/// the graph behind it alive for as long as the closure lives. (`output` may be captured as it is:
+/// it gets its node afterwards, in the copy that is returned, so there is no cycle.)
 Tensor record(const char* op, Tensor output, std::initializer_list<Tensor> inputs,
               BackwardFunction backward);
 Tensor record(const char* op, Tensor output, const std::vector<Tensor>& inputs,

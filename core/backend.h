@@ -72,8 +72,8 @@ struct Conv2dGeometry {
 };
 
 /// Group norm over x: [N, P, C] (P positions), then optionally * (1 + scale) + shift, then
-/// optionally SiLU. scale and shift are [N, C] with a row stride of their own, so that both can be
-/// halves of one [N, 2C] projection (no split needed).
+/// optionally SiLU. scale and shift are the halves of one scale_shift: [N, 2C], which is read as
+/// the layer that projects the timestep wrote it (no split needed).
 struct GroupNormOptions {
   int64_t groups = 32;
   double norm_eps = 1e-5;
@@ -125,7 +125,9 @@ class Backend {
   virtual void fill(double value, View out) = 0;  // any dtype
   virtual void cast(ConstView x, View out) = 0;   // any dtype to any
   virtual void unary(UnaryOp op, ConstView x, View out) = 0;
-  /// dx = op'(x) * dout; y = op(x).
+  /// dx = op'(x) * dout. The op saved exactly one of x and y = op(x), whichever its derivative is
+  /// written in (`Saves` in core/ops/elementwise.cpp), and kNeg neither: the others are absent.
+  /// Throws Error if the one that is needed is.
   virtual void unary_backward(UnaryOp op, ConstView x, ConstView y, ConstView dout, View dx) = 0;
   virtual void affine(ConstView x, double scale, double shift, View out) = 0;  // x * scale + shift
   virtual void clamp(ConstView x, double low, double high, View out) = 0;

@@ -1,6 +1,6 @@
 // Counter-based random numbers: Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as
 // 1, 2, 3", SC 2011). Element i of a draw is a pure function of (seed, stream, offset + i): the
-// same on any number of threads, on both backends and after a resume.
+// same on any number of threads, on every backend and after a resume.
 #pragma once
 
 #include <array>

@@ -225,8 +225,9 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path)
   }
   if (header_bytes > kMaxHeaderBytes) {
     fail<FileError>(
-        "safetensors: {} is not a safetensors file: a header of {} bytes, at most {} are possible",
-        name, header_bytes, uint64_t{kMaxHeaderBytes});
+        "safetensors: {} is not a safetensors file: its first 8 bytes are not the length of a "
+        "header (at most {})",
+        name, uint64_t{kMaxHeaderBytes});
   }
   if (header_bytes > file_bytes - kLengthBytes) {
     fail<FileError>("safetensors: {} is cut short: a header of {} bytes in a file of {}", name,

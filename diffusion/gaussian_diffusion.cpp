@@ -123,6 +123,7 @@ void GaussianDiffusion::set_variance(Prediction& p, const ModelOutput& output, c
   }
 }
 
+// From eps this is eq. 9 solved for x_0, the first half of mean_through_x0 in posterior.h.
 Tensor GaussianDiffusion::x_0_hat_of(const ModelOutput& output, const Tensor& x_t, const Tensor& t,
                                      const SamplingOptions& options) const {
   Tensor x_0_hat = output.mean;  // kStartX
@@ -135,8 +136,9 @@ Tensor GaussianDiffusion::x_0_hat_of(const ModelOutput& output, const Tensor& x_
   return options.clip ? clamp(x_0_hat, -1, 1) : x_0_hat;
 }
 
-// Eq. 3: p_theta(x_{t-1} | x_t) = N(mu_theta, Sigma_theta). The mean is found through x_0, by eq.
-// 11: posterior.h says why not by eq. 13.
+// Eq. 3: p_theta(x_{t-1} | x_t) = N(mu_theta, Sigma_theta). If the network predicts eps or x_0, the
+// mean is found through x_0_hat, by eq. 11 (mean_through_x0 in posterior.h, which says why not by
+// eq. 13). If it predicts x_{t-1}, its output is the mean as it is: only x_0_hat is clipped.
 Prediction GaussianDiffusion::p_mean_variance(const ModelOutput& output, const Tensor& x_t,
                                               const Tensor& t,
                                               const SamplingOptions& options) const {

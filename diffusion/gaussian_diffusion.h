@@ -15,14 +15,29 @@
 
 namespace mutilde {
 
+// Each value of these three names the flag that selects it (make_diffusion in settings.cpp).
+
 /// What the network predicts, from which the mean of x_{t-1} follows.
-enum class ModelMean { kPreviousX, kStartX, kEpsilon };
-/// The variance of x_{t-1}: the network's (its log, or eq. 15), beta_tilde_t or beta_t. With a
-/// learned one the network returns twice the channels, the variance in the second half.
-enum class ModelVariance { kLearned, kFixedSmall, kFixedLarge, kLearnedRange };
-/// kMse: eq. 14, and eq. 16 with a learned variance. kKl: the variational bound alone. Rescaled:
-/// the bound's term is weighted as in losses.h.
-enum class Loss { kMse, kRescaledMse, kKl, kRescaledKl };
+enum class ModelMean {
+  kEpsilon,   // the noise. No flag
+  kStartX,    // x_0. --predict_xstart
+  kPreviousX  // the mean itself. Not from the command line
+};
+/// The variance of x_{t-1}. With a learned one the network returns twice the channels, the variance
+/// in the second half.
+enum class ModelVariance {
+  kFixedLarge,    // beta_t, but at the first step beta_tilde's second value. No flag
+  kFixedSmall,    // beta_tilde_t, eq. 10. --sigma_small
+  kLearnedRange,  // between the two, eq. 15. --learn_sigma
+  kLearned        // any: the network returns its log. Not from the command line
+};
+/// What is minimised for a t that is drawn (training_losses, losses.cpp).
+enum class Loss {
+  kRescaledMse,  // eq. 14; eq. 16 with a learned variance, lambda = 0.001. No flag
+  kMse,          // the same with lambda = 1 / T. --rescale_learned_sigmas False
+  kRescaledKl,   // the bound's term at t, times T: on average eq. 4. --use_kl
+  kKl            // the bound's term at t. Not from the command line
+};
 
 struct DiffusionConfig {
   ModelMean mean = ModelMean::kEpsilon;

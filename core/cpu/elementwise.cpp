@@ -211,13 +211,21 @@ void CpuBackend::unary(UnaryOp op, ConstView x, View out) {
 }
 
 void CpuBackend::unary_backward(UnaryOp op, ConstView x, ConstView y, ConstView dout, View dx) {
+  // The data of an empty tensor is null too.
+  const auto require_saved = [&](const char* name, const ConstView& view) {
+    if (view || dx.numel() == 0) return;
+    fail<Error>("unary_backward: UnaryOp {} needs {}, which was not saved (Saves, core/ops)",
+                static_cast<int>(op), name);
+  };
   for_float(dout.dtype, [&](auto zero) {
     using T = decltype(zero);
     // Whichever of x and y has the shorter formula.
     const auto from_x = [&](const auto& f) {
+      require_saved("x", x);
       map(x.as<T>(), dout.as<T>(), dx.as<T>(), dx.numel(), f);
     };
     const auto from_y = [&](const auto& f) {
+      require_saved("y", y);
       map(y.as<T>(), dout.as<T>(), dx.as<T>(), dx.numel(), f);
     };
     switch (op) {
@@ -243,6 +251,7 @@ void CpuBackend::unary_backward(UnaryOp op, ConstView x, ConstView y, ConstView 
           const V s = simd::sigmoid(v);
           return d * s * (1 + v * (1 - s));
         };
+        require_saved("x", x);
         return map_vectors(dx.as<T>(), dx.numel(), f, x.as<T>(), dout.as<T>());
       }
       case UnaryOp::kSin:

@@ -16,7 +16,9 @@ Tensor call_binary(const char* name, BinaryOp op, const Tensor& a, const Tensor&
   return out;
 }
 
-// What the derivative is written in: tanh' = 1 - y^2 needs y alone, silu' needs x.
+// What the derivative is written in: tanh' = 1 - y^2 needs y alone, silu' needs x. It must agree
+// with what the op's case in each backend's unary_backward reads (from_x or from_y): that gets
+// nothing else.
 enum class Saves { kInput, kOutput, kNothing };
 
 Tensor call_unary(const char* name, UnaryOp op, const Tensor& x, Saves saves) {

@@ -102,6 +102,9 @@ TEST_F(CommandTest, TrainingRefusesBadSettingsAndBadData) {
               HasSubstr("not a folder"));
   EXPECT_THAT(refusal("train --resume nowhere.safetensors"), HasSubstr("nowhere.safetensors"));
   EXPECT_THAT(refusal("train --resume empty"), HasSubstr("no checkpoint_"));
+  EXPECT_THAT(refusal("info nowhere"),
+              HasSubstr("error: nowhere: there is neither a checkpoint nor a run folder"));
+  EXPECT_THAT(refusal("info fake/text_1.png"), HasSubstr("not a safetensors file"));
 }
 
 class CheckpointCommandTest : public CommandTest {

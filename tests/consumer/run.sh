@@ -43,3 +43,10 @@ if ! grep -q '^alpha_bar\[500\] = 0\.4922' <<<"$output"; then
   echo "consumer: alpha_bar[500] is not the cosine schedule's" >&2
   exit 1
 fi
+
+output="$("$work_dir/build/check_op")"
+echo "$output"
+if [[ $output != "cube: the gradient is right" ]]; then
+  echo "consumer: gradcheck rejects a gradient that is right" >&2
+  exit 1
+fi

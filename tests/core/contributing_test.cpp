@@ -1,4 +1,4 @@
-// The example of CONTRIBUTING.md is code of this tree, and stays so.
+// The examples of CONTRIBUTING.md and README.md are code of this tree, and stay so.
 #include <fstream>
 #include <sstream>
 #include <string>
@@ -15,8 +15,9 @@ std::string read(const std::string& path) {
   return text.str();
 }
 
-TEST(Contributing, EachCodeBlockStandsInTheFileThatTheLineAboveItNames) {
-  const std::string text = read("CONTRIBUTING.md"), opening = "`:\n\n```cpp\n", closing = "```";
+/// How many code blocks of a document have a file named right above them. Each must stand there.
+int blocks_found_in_their_files(const std::string& document) {
+  const std::string text = read(document), opening = "`:\n\n```cpp\n", closing = "\n```";
   int blocks = 0;
   for (size_t at = text.find(opening); at != std::string::npos; at = text.find(opening, at + 1)) {
     const size_t name = text.rfind('`', at - 1) + 1, begin = at + opening.size();
@@ -25,7 +26,12 @@ TEST(Contributing, EachCodeBlockStandsInTheFileThatTheLineAboveItNames) {
     EXPECT_NE(read(file).find(code), std::string::npos) << file << " does not contain\n" << code;
     ++blocks;
   }
-  EXPECT_EQ(blocks, 5);
+  return blocks;
+}
+
+TEST(Documents, EachCodeBlockStandsInTheFileThatTheLineAboveItNames) {
+  EXPECT_EQ(blocks_found_in_their_files("CONTRIBUTING.md"), 10);
+  EXPECT_EQ(blocks_found_in_their_files("README.md"), 1);
 }
 
 }  // namespace

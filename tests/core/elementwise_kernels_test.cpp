@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "core/kernel_testing.h"
@@ -16,52 +18,62 @@ class ElementwiseKernels : public FloatKernels<T> {};
 TYPED_TEST_SUITE(ElementwiseKernels, FloatTypes);
 
 struct UnaryCase {
-  UnaryOp op;
-  double low, high;
+  double low, high;  // of x
   double (*f)(double);
   double (*derivative)(double);
 };
 
 double logistic(double x) { return 1 / (1 + std::exp(-x)); }
 
-const std::vector<UnaryCase> kUnaryCases = {
-    {UnaryOp::kNeg, -2, 2, [](double x) { return -x; }, [](double) { return -1.0; }},
-    {UnaryOp::kExp, -4, 4, [](double x) { return std::exp(x); },
-     [](double x) { return std::exp(x); }},
-    {UnaryOp::kLog, 0.5, 9, [](double x) { return std::log(x); }, [](double x) { return 1 / x; }},
-    {UnaryOp::kSqrt, 0.5, 9, [](double x) { return std::sqrt(x); },
-     [](double x) { return 0.5 / std::sqrt(x); }},
-    {UnaryOp::kSquare, -3, 3, [](double x) { return x * x; }, [](double x) { return 2 * x; }},
-    {UnaryOp::kReciprocal, 0.5, 3, [](double x) { return 1 / x; },
-     [](double x) { return -1 / (x * x); }},
-    {UnaryOp::kTanh, -4, 4, [](double x) { return std::tanh(x); },
-     [](double x) { return 1 - std::tanh(x) * std::tanh(x); }},
-    {UnaryOp::kSigmoid, -20, 20, logistic,
-     [](double x) { return logistic(x) * (1 - logistic(x)); }},
-    {UnaryOp::kSilu, -20, 20, [](double x) { return x * logistic(x); },
-     [](double x) { return logistic(x) * (1 + x * (1 - logistic(x))); }},
-    {UnaryOp::kSin, -4, 4, [](double x) { return std::sin(x); },
-     [](double x) { return std::cos(x); }},
-    {UnaryOp::kCos, -4, 4, [](double x) { return std::cos(x); },
-     [](double x) { return -std::sin(x); }},
-    {UnaryOp::kAbs, -2, 2, [](double x) { return std::abs(x); },
-     [](double x) { return x > 0 ? 1.0 : -1.0; }},
-};
+// A switch and no table, so that a UnaryOp without a row does not compile. Nothing after the last.
+std::optional<UnaryCase> unary_case(UnaryOp op) {
+  switch (op) {
+    case UnaryOp::kNeg:
+      return {{-2, 2, [](double x) { return -x; }, [](double) { return -1.0; }}};
+    case UnaryOp::kExp:
+      return {{-4, 4, [](double x) { return std::exp(x); }, [](double x) { return std::exp(x); }}};
+    case UnaryOp::kLog:
+      return {{0.5, 9, [](double x) { return std::log(x); }, [](double x) { return 1 / x; }}};
+    case UnaryOp::kSqrt:
+      return {{0.5, 9, [](double x) { return std::sqrt(x); },
+               [](double x) { return 0.5 / std::sqrt(x); }}};
+    case UnaryOp::kSquare:
+      return {{-3, 3, [](double x) { return x * x; }, [](double x) { return 2 * x; }}};
+    case UnaryOp::kReciprocal:
+      return {{0.5, 3, [](double x) { return 1 / x; }, [](double x) { return -1 / (x * x); }}};
+    case UnaryOp::kTanh:
+      return {{-4, 4, [](double x) { return std::tanh(x); },
+               [](double x) { return 1 - std::tanh(x) * std::tanh(x); }}};
+    case UnaryOp::kSigmoid:
+      return {{-20, 20, logistic, [](double x) { return logistic(x) * (1 - logistic(x)); }}};
+    case UnaryOp::kSilu:
+      return {{-20, 20, [](double x) { return x * logistic(x); },
+               [](double x) { return logistic(x) * (1 + x * (1 - logistic(x))); }}};
+    case UnaryOp::kSin:
+      return {{-4, 4, [](double x) { return std::sin(x); }, [](double x) { return std::cos(x); }}};
+    case UnaryOp::kCos:
+      return {{-4, 4, [](double x) { return std::cos(x); }, [](double x) { return -std::sin(x); }}};
+    case UnaryOp::kAbs:
+      return {{-2, 2, [](double x) { return std::abs(x); },
+               [](double x) { return x > 0 ? 1.0 : -1.0; }}};
+  }
+  return std::nullopt;
+}
 
 TYPED_TEST(ElementwiseKernels, UnaryAndItsDerivative) {
-  for (const UnaryCase& c : kUnaryCases) {
+  for (int number = 0; const auto c = unary_case(static_cast<UnaryOp>(number)); ++number) {
+    const UnaryOp op = static_cast<UnaryOp>(number);
     for (int64_t n : kSizes) {
-      SCOPED_TRACE(testing::Message() << "op " << static_cast<int>(c.op) << ", n " << n);
-      const Tensor x = random<TypeParam>({n}, c.low, c.high), dout = random<TypeParam>({n});
-      const Tensor y = run({n}, this->kType, [&](const Tensor& out) { cpu().unary(c.op, x, out); });
-      const Tensor dx = run({n}, this->kType, [&](const Tensor& out) {
-        cpu().unary_backward(c.op, x, y, dout, out);
-      });
+      SCOPED_TRACE(testing::Message() << "op " << number << ", n " << n);
+      const Tensor x = random<TypeParam>({n}, c->low, c->high), dout = random<TypeParam>({n});
+      const Tensor y = run({n}, this->kType, [&](const Tensor& out) { cpu().unary(op, x, out); });
+      const Tensor dx = run({n}, this->kType,
+                            [&](const Tensor& out) { cpu().unary_backward(op, x, y, dout, out); });
       std::vector<double> expected, expected_dx;
       for (int64_t i = 0; i < n; ++i) {
         const double v = static_cast<double>(x.template data<TypeParam>()[i]);
-        expected.push_back(c.f(v));
-        expected_dx.push_back(c.derivative(v) *
+        expected.push_back(c->f(v));
+        expected_dx.push_back(c->derivative(v) *
                               static_cast<double>(dout.template data<TypeParam>()[i]));
       }
       // The function's last bits, then one rounding an operation: at most four, on values of up to
@@ -84,6 +96,26 @@ TYPED_TEST(ElementwiseKernels, SiluAndSigmoidHoldAtTheEnds) {
   const Tensor dx = empty_like(near);
   cpu().unary_backward(UnaryOp::kSilu, near, near, ones, dx);
   EXPECT_EQ(dx.template to_vector<TypeParam>(), (std::vector<TypeParam>{0, 1}));
+}
+
+// Without an error, an op that saves y where its derivative is written in x would crash.
+TYPED_TEST(ElementwiseKernels, UnaryBackwardSaysWhatWasNotSaved) {
+  const Tensor x = random<TypeParam>({3}), absent, dx = empty_like(x);
+  const auto message = [&](UnaryOp op, const Tensor& saved_x, const Tensor& saved_y) {
+    try {
+      cpu().unary_backward(op, saved_x, saved_y, x, dx);
+    } catch (const Error& error) {
+      return std::string(error.what());
+    }
+    return std::string("nothing was thrown");
+  };
+  for (const UnaryOp op : {UnaryOp::kSilu, UnaryOp::kSin}) {
+    EXPECT_NE(message(op, absent, x).find("needs x, which was not saved"), std::string::npos);
+    EXPECT_EQ(message(op, x, absent), "nothing was thrown");
+  }
+  EXPECT_NE(message(UnaryOp::kTanh, x, absent).find("needs y"), std::string::npos);
+  EXPECT_EQ(message(UnaryOp::kTanh, absent, x), "nothing was thrown");
+  EXPECT_EQ(message(UnaryOp::kNeg, absent, absent), "nothing was thrown");
 }
 
 TYPED_TEST(ElementwiseKernels, AbsHasDerivativeZeroAtZero) {

@@ -44,6 +44,23 @@ TEST_F(Sampling, MeanOfTheModelIsEq13WithoutClippingAsEq3Says) {
   }
 }
 
+// posterior.h has the sampler's way from eps_theta to the mean as one function.
+TEST_F(Sampling, MeanIsTheOneThroughX0ClippedOrNot) {
+  for (const bool clip : {false, true}) {
+    const Prediction p = diffusion.p_mean_variance(model, x_t, t, {.clip = clip});
+    const Tensor expected = mean_through_x0(diffusion.schedule(), x_t, t, model(x_t, t), clip);
+    EXPECT_EQ(p.mu_theta.to_vector<double>(), expected.to_vector<double>()) << clip;
+  }
+}
+
+TEST_F(Sampling, MeanThatTheNetworkPredictsIsNotClipped) {
+  const GaussianDiffusion previous(betas, {.mean = ModelMean::kPreviousX});
+  const Tensor mean = x_t * 3.0;  // far out of the range of pixels
+  const Prediction p = previous.p_mean_variance(test::constant_model(mean), x_t, t);
+  EXPECT_EQ(p.mu_theta.to_vector<double>(), mean.to_vector<double>());
+  EXPECT_EQ(max(abs(p.x_0_hat)).item(), 1);
+}
+
 TEST_F(Sampling, LearnedRangeInterpolatesBetweenTheVariancesAsEq15Says) {
   const GaussianDiffusion learned(betas, {.variance = ModelVariance::kLearnedRange});
   const Tensor values = test::normal_images(T, generator);  // beyond [-1, 1] too
