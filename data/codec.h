@@ -11,10 +11,10 @@ namespace mutilde {
 
 constexpr int kMaxImageSide = 16384;
 
-/// Reads JPEG, PNG, BMP, GIF (the first frame), TGA, PSD, PNM, HDR or PIC, whatever the name says,
-/// with the channels that the file has. Throws FileError, one line that names the file, if it is
-/// missing, not an image, cut short, damaged, or has a side of 0 or of more than kMaxImageSide
-/// pixels.
+/// Reads JPEG, PNG, BMP, GIF (the first frame), TGA, PSD, PNM, HDR or PIC,
+/// whatever the name says, with the channels that the file has.
+/// Throws FileError, one line that names the file, if it is missing, not an image, cut short,
+/// damaged, or has a side of 0 or of more than kMaxImageSide pixels.
 Image load_image(const std::filesystem::path& path);
 
 /// Whether the name ends as an image's does (.jpg, .PNG, ...).

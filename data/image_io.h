@@ -18,9 +18,9 @@ Tensor to_uint8(const Tensor& x);
 /// One example of a batch: x [N, H, W, C], uint8 or floating in [-1, 1], C of 1 or 3.
 Image to_image(const Tensor& x, int64_t index);
 
-/// A picture of a batch: x [N, H, W, C], uint8 or floating in [-1, 1], C of 1 or 3. Row by row,
-/// `columns` across (0: as square as it gets), `padding` black pixels around each. Throws
-/// ShapeError.
+/// A picture of a batch: x [N, H, W, C], uint8 or floating in [-1, 1], C of 1 or 3.
+/// Row by row, `columns` across (0: as square as it gets), `padding` black pixels
+/// around each. Throws ShapeError.
 Image image_grid(const Tensor& x, int64_t columns = 0, int padding = 2);
 
 /// Throws FileError if the file cannot be written.

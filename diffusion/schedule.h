@@ -1,7 +1,7 @@
 // The beta schedule of the forward process, and every table over t that follows from it.
 //
-// Code counts t from 0, the paper from 1: entry t of a table is the paper's value at t + 1. So t =
-// 0 is the step with the least noise, alpha_bar_prev is 1 there (nothing has happened yet) and
+// Code counts t from 0, the paper from 1: entry t of a table is the paper's value at t + 1. So
+// t = 0 is the step with the least noise, alpha_bar_prev is 1 there (nothing has happened yet) and
 // beta_tilde is 0 (given x_0 and x_1, nothing about x_0 is left to guess).
 #pragma once
 

@@ -25,8 +25,8 @@ class TimestepSampler {
 
   /// p_t, sums to 1.
   virtual std::vector<double> probabilities() const = 0;
-  /// Tells the sampler what the losses were, [N] each (unweighted). Throws Error for one that is
-  /// not finite.
+  /// Tells the sampler what the losses were, [N] each (unweighted).
+  /// Throws Error for one that is not finite.
   virtual void update_with_losses(const Tensor& t, const Tensor& losses);
 
   /// What a checkpoint must hold for a resumed run to go on as if it had never stopped.
