@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "core/random.h"
-#include "data/parallel.h"
+#include "data/threads.h"
 
 namespace mutilde {
 namespace {
@@ -126,7 +126,7 @@ Batch BatchLoader::make(int64_t step) {
     y[i] = dataset_.label(index);
   };
   // Copying is not worth more than this thread; decoding files is.
-  parallel_tasks(N, load, dataset_.is_fast() ? 1 : 0);
+  run_on_threads(N, load, dataset_.is_fast() ? 1 : 0);
   return batch;
 }
 

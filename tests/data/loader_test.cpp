@@ -7,7 +7,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "data/parallel.h"
+#include "data/threads.h"
 #include "files.h"
 
 namespace mutilde {
@@ -202,16 +202,16 @@ TEST(BatchLoader, LoadsFilesOnDemand) {
   }
 }
 
-TEST(ParallelTasks, RunsEachTaskOnce) {
+TEST(RunOnThreads, RunsEachTaskOnce) {
   std::vector<std::atomic<int>> runs(1000);
-  parallel_tasks(
+  run_on_threads(
       1000, [&](int64_t i) { ++runs[static_cast<size_t>(i)]; }, 8);
   for (const auto& count : runs) EXPECT_EQ(count, 1);
-  parallel_tasks(0, [](int64_t) { FAIL(); });
+  run_on_threads(0, [](int64_t) { FAIL(); });
 }
 
-TEST(ParallelTasks, ThrowsWhatATaskThrows) {
-  EXPECT_THROW(parallel_tasks(
+TEST(RunOnThreads, ThrowsWhatATaskThrows) {
+  EXPECT_THROW(run_on_threads(
                    100,
                    [](int64_t i) {
                      if (i >= 30) throw Error("stop");
@@ -219,7 +219,7 @@ TEST(ParallelTasks, ThrowsWhatATaskThrows) {
                    4),
                Error);
   std::atomic<int> ran = 0;
-  EXPECT_THROW(parallel_tasks(
+  EXPECT_THROW(run_on_threads(
                    100'000,
                    [&](int64_t) {
                      ++ran;
