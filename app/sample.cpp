@@ -12,6 +12,7 @@
 #include "app/sampling.h"
 #include "app/strip.h"
 #include "data/image_io.h"
+#include "data/npz.h"
 #include "diffusion/checkpoint.h"
 
 namespace fs = std::filesystem;
