@@ -98,7 +98,7 @@ struct RandomPosition {
 
 struct MemoryStats {
   int64_t live_bytes = 0;    // in tensors now
-  int64_t peak_bytes = 0;    // the most that was ever live since reset_peak
+  int64_t peak_bytes = 0;    // the most that was ever live since reset_peak_memory()
   int64_t cached_bytes = 0;  // freed, kept for reuse
 };
 
@@ -114,7 +114,6 @@ class Backend {
   virtual void release(void* data, size_t bytes) = 0;
   virtual MemoryStats memory_stats() const = 0;
   virtual void reset_peak_memory() = 0;
-  virtual void release_cached_memory() = 0;
   virtual void copy(const void* from, void* to, size_t bytes) = 0;  // within the device
   virtual void copy_from_host(const void* host, void* device, size_t bytes) = 0;
   virtual void copy_to_host(const void* device, void* host, size_t bytes) = 0;

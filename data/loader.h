@@ -43,20 +43,14 @@ class BatchLoader {
   /// The next batch; waits for it if need be. Throws what went wrong on
   /// the thread, again each time.
   Batch next();
-  /// The step that the next batch is for.
-  int64_t step() const { return step_; }
-  void skip_to(int64_t step);
 
  private:
-  void start();
-  void stop();
   void work(int64_t step);
   Batch make(int64_t step);
   int64_t index_at(int64_t position);
 
   const Dataset& dataset_;
   LoaderOptions options_;
-  int64_t step_;  // only the caller's thread touches it
 
   // Only the worker touches these while it runs.
   int64_t epoch_ = -1;
