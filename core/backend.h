@@ -195,7 +195,9 @@ class Backend {
   virtual void resize_bilinear(ConstView x, View out) = 0;
   virtual void resize_bilinear_backward(ConstView dout, View dx) = 0;
 
-  // Tables. Indices are int64 and were checked by the op.
+  // Tables. Indices are int64. Those of a CPU tensor were checked by the op. A device's were not,
+  // since the host would have to wait for them: a device's kernel reads and writes nothing outside
+  // of the table, and gives NaN for the row of an index that is.
   /// weight: [V, E], index: [n], out: [n, E].
   virtual void embedding(ConstView weight, ConstView index, View out) = 0;
   virtual void embedding_backward(ConstView dout, ConstView index, View dweight) = 0;

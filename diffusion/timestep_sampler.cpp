@@ -27,7 +27,7 @@ void TimestepSampler::restore(const std::map<std::string, Tensor>& state) {
   }
 }
 
-TimestepSample TimestepSampler::sample(int64_t n, Generator& generator) const {
+TimestepSample TimestepSampler::sample(int64_t n, Generator& generator, Device device) const {
   const std::vector<double> p = probabilities();
   std::vector<double> cumulative(p.size());
   std::partial_sum(p.begin(), p.end(), cumulative.begin());
@@ -43,7 +43,8 @@ TimestepSample TimestepSampler::sample(int64_t n, Generator& generator) const {
     timesteps.push_back(static_cast<int64_t>(t));
     weights.push_back(static_cast<float>(1 / (static_cast<double>(p.size()) * p[t])));
   }
-  return {Tensor::from<int64_t>({n}, timesteps), Tensor::from<float>({n}, weights)};
+  return {Tensor::from<int64_t>({n}, timesteps).to(device),
+          Tensor::from<float>({n}, weights).to(device)};
 }
 
 UniformSampler::UniformSampler(int64_t T) : T_(checked_T("UniformSampler", T)) {}

@@ -13,7 +13,7 @@
 
 namespace mutilde {
 
-/// A batch's timesteps and the weights for its losses, on the CPU.
+/// A batch's timesteps and the weights for its losses.
 struct TimestepSample {
   Tensor t;        // int64, [N]
   Tensor weights;  // float32, [N]: 1 / (T p_t)
@@ -34,7 +34,8 @@ class TimestepSampler {
   /// Throws Error if the state is not of this kind of sampler and of this T.
   virtual void restore(const std::map<std::string, Tensor>& state);
 
-  TimestepSample sample(int64_t n, Generator& generator) const;
+  /// Chosen on the CPU, then moved to the device.
+  TimestepSample sample(int64_t n, Generator& generator, Device device = {}) const;
 };
 
 class UniformSampler : public TimestepSampler {

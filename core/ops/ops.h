@@ -115,7 +115,8 @@ Tensor avg_pool2d(const Tensor& x, int64_t factor);
 Tensor resize_bilinear(const Tensor& x, int64_t height, int64_t width);
 
 // Tables (embedding.cpp).
-/// weight: [V, E], index: int64 of any shape -> [.., E]. Throws Error for an index outside [0, V).
+/// weight: [V, E], index: int64 of any shape -> [.., E]. Throws Error for an index outside [0, V);
+/// on another device than the CPU, where that would make the host wait, the row is NaN instead.
 Tensor embedding(const Tensor& weight, const Tensor& index);
 /// table: [T] float64; t: [N] int64. Entry t of a per-timestep table for each image, as float32 or
 /// float64, shaped [N, 1, .., 1] with `rank` axes so that it broadcasts over a batch. Not
