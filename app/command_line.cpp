@@ -135,8 +135,8 @@ std::vector<std::string> CommandLine::flag_names() const {
   return names;
 }
 
-/// Each flag as a pair of its name and its value; what stands for nothing that we know is refused
-/// here.
+/// Each flag as a pair of its name and its value; what stands for nothing
+/// that we know is refused here.
 std::vector<std::string> CommandLine::normalised(const std::vector<std::string>& arguments) const {
   const std::vector<std::string> names = flag_names();
   std::vector<std::string> result;

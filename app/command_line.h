@@ -1,7 +1,6 @@
-// The flags of one command: CLI11 with the manners that we want on top. Booleans are set by
-// `--flag`,
-// `--flag True` and `--flag=true`; a mistyped flag or value is answered with the nearest valid one;
-// the help is grouped, wrapped and shows defaults.
+// The flags of one command: CLI11 with the manners that we want on top. `--flag`, `--flag True` and
+// `--flag=true` set a boolean; a mistyped flag or value is answered with the nearest valid one; the
+// help is grouped, wrapped and shows defaults.
 #pragma once
 
 #include <memory>
@@ -30,8 +29,8 @@ class CommandLine {
   /// Flags added from here on are listed under this heading.
   void group(const std::string& name) { group_ = name; }
 
-  // Flags. `names`: "--data,--data_dir", the first is shown. `value` holds the default and is
-  // overwritten.
+  // Flags. `names`: "--data,--data_dir", the first is shown.
+  // `value` holds the default and is overwritten.
   void add(const std::string& names, int64_t& value, const std::string& help);
   void add(const std::string& names, double& value, const std::string& help);
   void add(const std::string& names, bool& value, const std::string& help);

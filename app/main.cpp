@@ -27,8 +27,9 @@ constexpr std::array<Command, 3> kCommands = {
 
 void print_help(std::FILE* out) {
   fmt::print(out,
-             "mutilde {}: diffusion models, from real images to samples\n\nUsage: mutilde COMMAND "
-             "[flags]\n\nCommands:\n",
+             "mutilde {}: diffusion models, from real images to samples\n\n"
+             "Usage: mutilde COMMAND [flags]\n\n"
+             "Commands:\n",
              MUTILDE_VERSION);
   for (const Command& command : kCommands)
     fmt::print(out, "  {:<10}{}\n", command.name, command.summary);

@@ -12,6 +12,7 @@
 #include "app/sampling.h"
 #include "app/strip.h"
 #include "data/image_io.h"
+#include "data/npz.h"
 #include "diffusion/checkpoint.h"
 
 namespace fs = std::filesystem;
@@ -113,14 +114,14 @@ LoadedModel load(const CommandLine& line, const SampleFlags& flags) {
   const bool has_settings = Checkpoint(path).settings().has_value();
   if (has_settings && model_flag != given.end()) {
     fail<UsageError>(
-        "--{}: {} says itself what its model is; this flag is for weights that mutilde did not "
-        "write",
+        "--{}: {} says itself what its model is; "
+        "this flag is for weights that mutilde did not write",
         (*model_flag)->name, path.string());
   }
   if (!has_settings && model_flag == given.end()) {
     fail<UsageError>(
-        "{}: mutilde did not write it, so give the flags of its model (--image_size, "
-        "--num_channels, ..)",
+        "{}: mutilde did not write it, so give the flags of its model "
+        "(--image_size, --num_channels, ..)",
         path.string());
   }
   if (!has_settings) options.settings = flags.settings;

@@ -81,7 +81,7 @@ Tensor TrainRun::low_res_for_samples() const {
   const Tensor pixels = Tensor::empty({N, size, size, dataset_.channels()}, DType::kUInt8);
   for (int64_t i = 0; i < N; ++i)
     dataset_.get(i % dataset_.size(), pixels.slice(i, i + 1).values<uint8_t>());
-  return downsampled(trainer_.settings(), pixels.to(DType::kFloat32) / 127.5 - 1.0);
+  return downsampled(trainer_.settings(), from_uint8(pixels));
 }
 
 /// A grid from the averaged weights, by a few DDIM steps, always from the same noise.

@@ -19,8 +19,8 @@ struct RunOptions {
 
 class TrainRun {
  public:
-  /// Writes into the folder `out`, which is there. The dataset and the trainer must outlive the
-  /// run.
+  /// Writes into the folder `out`, which is there.
+  /// The dataset and the trainer must outlive the run.
   TrainRun(const RunOptions& options, std::filesystem::path out, const Dataset& dataset,
            Trainer& trainer);
 

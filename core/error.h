@@ -9,8 +9,8 @@
 
 namespace mutilde {
 
-/// The base of everything that mutilde throws. The command line turns it into one line and exit
-/// code 2.
+/// The base of everything that mutilde throws. The command line turns it
+/// into one line and exit code 2.
 class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;

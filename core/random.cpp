@@ -59,7 +59,7 @@ Tensor Generator::uniform(const Shape& shape, DType dtype, Device device) {
   return tensor;
 }
 
-Tensor Generator::integers(const Shape& shape, int64_t high) {
+Tensor Generator::integers(const Shape& shape, int64_t high, Device device) {
   if (high < 1) fail<Error>("Generator::integers: [0, {}) is empty", high);
   const Tensor tensor = Tensor::empty(shape, DType::kInt64);
   const std::span<int64_t> values = tensor.values<int64_t>();
@@ -67,11 +67,11 @@ Tensor Generator::integers(const Shape& shape, int64_t high) {
   for (size_t i = 0; i < values.size(); ++i) {
     values[i] = scaled(word64(position, static_cast<int64_t>(i)), high);
   }
-  return tensor;
+  return tensor.to(device);
 }
 
 // Fisher-Yates: entry i, from the last one down, changes places with one at or before it.
-Tensor Generator::permutation(int64_t n) {
+Tensor Generator::permutation(int64_t n, Device device) {
   const Tensor tensor = Tensor::empty({n}, DType::kInt64);
   const std::span<int64_t> order = tensor.values<int64_t>();
   std::iota(order.begin(), order.end(), int64_t{0});
@@ -80,7 +80,7 @@ Tensor Generator::permutation(int64_t n) {
     const int64_t j = scaled(word64(position, i), i + 1);
     std::swap(order[static_cast<size_t>(i)], order[static_cast<size_t>(j)]);
   }
-  return tensor;
+  return tensor.to(device);
 }
 
 }  // namespace mutilde

@@ -33,10 +33,10 @@ class Generator {
 
   Tensor normal(const Shape& shape, DType dtype = DType::kFloat32, Device device = {});
   Tensor uniform(const Shape& shape, DType dtype = DType::kFloat32, Device device = {});  // [0, 1)
-  /// int64 in [0, high). Throws Error if high < 1.
-  Tensor integers(const Shape& shape, int64_t high);
-  /// A random order of 0 .. n - 1, int64.
-  Tensor permutation(int64_t n);
+  /// int64 in [0, high), made on the CPU. Throws Error if high < 1.
+  Tensor integers(const Shape& shape, int64_t high, Device device = {});
+  /// A random order of 0 .. n - 1, int64, made on the CPU.
+  Tensor permutation(int64_t n, Device device = {});
 
  private:
   RandomPosition position_;

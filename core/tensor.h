@@ -27,8 +27,8 @@ class Tensor {
   static Tensor zeros(const Shape& shape, DType dtype = DType::kFloat32, Device device = {});
   static Tensor full(const Shape& shape, double value, DType dtype = DType::kFloat32,
                      Device device = {});
-  /// Row-major values on the CPU; T is one of the dtypes' types. Throws ShapeError on a wrong
-  /// count.
+  /// Row-major values on the CPU; T is one of the dtypes' types.
+  /// Throws ShapeError on a wrong count.
   template <class T>
   static Tensor from(const Shape& shape, const std::vector<T>& values);
   template <class T>
@@ -47,8 +47,8 @@ class Tensor {
   Device device() const;
   size_t bytes() const { return static_cast<size_t>(numel()) * size_of(dtype_); }
 
-  // Reading and writing elements. data<T>() and values<T>() need a CPU tensor of exactly that
-  // dtype.
+  // Reading and writing elements. data<T>() and values<T>() need a CPU
+  // tensor of exactly that dtype.
   template <class T>
   T* data() const;
   template <class T>
@@ -62,14 +62,14 @@ class Tensor {
   double item() const;
 
   /// Views for kernels. A tensor is a handle, so a const one can be written through.
-  operator ConstView() const { return {raw(), dtype_, shape_}; }  // NOLINT: kernels take tensors
-  operator View() const { return {raw(), dtype_, shape_}; }       // NOLINT
+  operator ConstView() const { return {raw(), dtype_, shape_}; }
+  operator View() const { return {raw(), dtype_, shape_}; }
   void* raw() const;
 
   // New tensors from this one. All but detach() and clone() are differentiable ops.
   Tensor reshape(const Shape& shape) const;  // a view of as many elements
-  Tensor slice(int64_t begin,
-               int64_t end) const;  // a view of rows [begin, end) of the leading axis
+  /// A view of rows [begin, end) of the leading axis.
+  Tensor slice(int64_t begin, int64_t end) const;
   Tensor to(DType dtype) const;
   Tensor to(Device device) const;
   Tensor detach() const;  // the same data, outside the graph

@@ -93,12 +93,12 @@ Checkpoint::Checkpoint(const std::filesystem::path& path) : path_(path), file_(p
 }
 
 void Checkpoint::refuse_larger_network(const Settings& settings) const {
-  double bytes = 0;  // that the network needs at least: the last convolution of each residual block
+  // What the network needs at least: 16 bits a weight of each residual block's last convolution.
+  double bytes = 0;
   const UNetConfig config = unet_config(settings);
   for (int64_t mult : config.channel_mult) {
     const auto channels = static_cast<double>(mult * config.model_channels);
-    bytes += static_cast<double>(2 * config.num_res_blocks + 1) * 9 * channels * channels *
-             2;  // of 16 bits
+    bytes += static_cast<double>(2 * config.num_res_blocks + 1) * 9 * channels * channels * 2;
   }
   if (bytes > static_cast<double>(std::filesystem::file_size(path_))) {
     fail<FileError>("{}: the network of its settings does not fit into a file of this size",

@@ -1,15 +1,16 @@
 // Checkpoints: one safetensors file that says everything.
 //
-//   <name>                     parameters, under improved-diffusion's names, in PyTorch's order of
-//   axes ema_<rate>.<name>          their averages, of each rate opt.first_moment.<name>    AdamW's
-//   state opt.second_moment.<name> sampler.<name>             the timestep sampler's state, if it
-//   has any
+//   <name>                    parameters, under improved-diffusion's names, axes in PyTorch's order
+//   ema_<rate>.<name>         their averages, of each rate
+//   opt.first_moment.<name>   AdamW's state
+//   opt.second_moment.<name>
+//   sampler.<name>            the timestep sampler's state, if it has any
 //
 // and in the metadata `mutilde.settings` (see settings.h), and `mutilde.state`: {"step": 500}.
 // Random numbers are functions of the seed and the step, so nothing else is needed to go on.
 //
-// A state dict of improved-diffusion that somebody saved as safetensors is a checkpoint without
-// settings.
+// A state dict of improved-diffusion that somebody saved as safetensors is a
+// checkpoint without settings.
 #pragma once
 
 #include <filesystem>

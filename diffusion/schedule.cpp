@@ -10,8 +10,7 @@ std::vector<double> linear_beta_schedule(int64_t T) {
   if (T < 21) {
     fail<Error>(
         "linear_beta_schedule: {} steps given, at least 21 expected: with fewer beta reaches 1; "
-        "the "
-        "cosine schedule takes any number",
+        "the cosine schedule takes any number",
         T);
   }
   const double scale = 1000.0 / static_cast<double>(T);

@@ -65,8 +65,8 @@ std::vector<int64_t> channel_multipliers(const Settings& settings) {
       return {1, 2, 2, 2};
     default:
       fail<Error>(
-          "image_size {} has no channel_mult of its own (32, 64 and 256 have): give one, as in "
-          "1,2,2",
+          "image_size {} has no channel_mult of its own (32, 64 and 256 have): "
+          "give one, as in 1,2,2",
           settings.image_size);
   }
 }

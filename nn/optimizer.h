@@ -17,8 +17,8 @@ struct AdamWOptions {
 
 class AdamW {
  public:
-  /// The averages start as copies of the parameters. Throws Error for a rate or beta outside [0,
-  /// 1).
+  /// The averages start as copies of the parameters.
+  /// Throws Error for a rate or beta outside [0, 1).
   AdamW(std::vector<NamedParameter> parameters, AdamWOptions options);
 
   /// One step at learning rate `lr` with the gradients that backward() left; parameters without a

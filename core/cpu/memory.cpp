@@ -13,7 +13,6 @@ void* CpuBackend::allocate(size_t bytes) { return allocator_.allocate(bytes); }
 void CpuBackend::release(void* data, size_t bytes) { allocator_.release(data, bytes); }
 MemoryStats CpuBackend::memory_stats() const { return allocator_.stats(); }
 void CpuBackend::reset_peak_memory() { allocator_.reset_peak(); }
-void CpuBackend::release_cached_memory() { allocator_.release_cached(); }
 
 void CpuBackend::copy(const void* from, void* to, size_t bytes) {
   if (bytes > 0) std::memmove(to, from, bytes);

@@ -114,9 +114,8 @@ class CheckpointCommandTest : public CommandTest {
     make_images("images", 4, 8);
     succeed(
         "train --data images --out run --image_size 8 --num_channels 32 --channel_mult 1,1 "
-        "--num_res_blocks 1 "
-        "--attention_resolutions 4 --num_heads 2 --diffusion_steps 40 --batch_size 2 --steps 1 "
-        "--sample_interval 0");
+        "--num_res_blocks 1 --attention_resolutions 4 --num_heads 2 --diffusion_steps 40 "
+        "--batch_size 2 --steps 1 --sample_interval 0");
   }
 
   fs::path checkpoint() const { return work() / "run" / "checkpoint_000001.safetensors"; }

@@ -17,8 +17,8 @@ using testing::AllOf;
 using testing::HasSubstr;
 
 const char* const kTiny =
-    " --image_size 8 --num_channels 32 --channel_mult 1,1 --num_res_blocks 1 "
-    "--attention_resolutions 4 --num_heads 2"
+    " --image_size 8 --num_channels 32 --channel_mult 1,1 --num_res_blocks 1"
+    " --attention_resolutions 4 --num_heads 2"
     " --diffusion_steps 40 --batch_size 4 --num_samples 4 --sample_steps 5 ";
 
 /// The size of a .npy array that stands in an .npz, from its header: "(6, 8, 8, 3)".
@@ -47,8 +47,8 @@ TEST_F(CommandTest, TrainsResumesBitForBitAndSamples) {
       "step,loss,mse,vb,loss_q0,loss_q1,loss_q2,loss_q3,grad_norm,lr,images_per_s\n2,"));
   EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 4);
 
-  // Stopped at step 3 and resumed with other places for its files: the same weights, averages,
-  // moments.
+  // Stopped at step 3 and resumed with other places for its files:
+  // the same weights, averages, moments.
   succeed(flags + "--out half --steps 3 --sample_interval 0");
   succeed(
       "train --resume half --steps 6 --sample_interval 2 --num_samples 2 --sample_steps 2 "
@@ -63,9 +63,8 @@ TEST_F(CommandTest, TrainsResumesBitForBitAndSamples) {
                           HasSubstr("learn_sigma             True")));
 
   succeed(
-      "sample whole --num_samples 6 --batch_size 4 --timestep_respacing 5 --out grid.png --png_dir "
-      "single "
-      "--npz samples.npz --progressive strip.png");
+      "sample whole --num_samples 6 --batch_size 4 --timestep_respacing 5 --out grid.png "
+      "--png_dir single --npz samples.npz --progressive strip.png");
   const Image grid = load_image(work() / "grid.png"), strip = load_image(work() / "strip.png");
   EXPECT_EQ(grid.width, 3 * 10 + 2);  // 3 x 2 pictures of 8 pixels, 2 between them and around
   EXPECT_EQ(strip.height, 6 * 2 * 10 + 2);
@@ -102,8 +101,7 @@ TEST_F(CommandTest, EnlargesPicturesWithASuperResolutionModel) {
   // A model of small pictures makes them; the other enlarges them.
   succeed(
       "train --data small --out base --image_size 4 --num_channels 32 --channel_mult 1 "
-      "--num_res_blocks 1 "
-      "--diffusion_steps 40 --batch_size 3 --steps 1 --sample_interval 0");
+      "--num_res_blocks 1 --diffusion_steps 40 --batch_size 3 --steps 1 --sample_interval 0");
   succeed("sample base --num_samples 2 --timestep_respacing 3 --npz base.npz");
   succeed(
       "sample sr --base_samples base.npz --num_samples 2 --timestep_respacing 3 --out large.png");

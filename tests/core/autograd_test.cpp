@@ -59,8 +59,8 @@ TEST(Autograd, ContractsWithTheCotangent) {
 }
 
 TEST(Autograd, WalksADiamondOnce) {
-  // y = exp(x); z = y * y + y. A node that ran before all its consumers would give a wrong
-  // gradient.
+  // y = exp(x); z = y * y + y. A node that ran before all its consumers
+  // would give a wrong gradient.
   const Tensor x = leaf({0.5});
   const Tensor y = exp(x);
   sum(y * y + y).backward();

@@ -11,7 +11,7 @@
 namespace mutilde {
 namespace {
 
-using namespace testing_kernels;  // NOLINT: the tests are written in its terms
+using namespace testing_kernels;
 
 template <class T>
 class ElementwiseKernels : public FloatKernels<T> {};

@@ -1,5 +1,5 @@
-// What the table of ops cannot say: errors, ties, conversions, and what an op does not save or
-// compute.
+// What the table of ops cannot say: errors, ties, conversions, and what an
+// op does not save or compute.
 #include <cmath>
 
 #include <gmock/gmock.h>
@@ -143,8 +143,8 @@ TEST(Dropout, RefusesAProbabilityOfOneAndKeepsAllAtZero) {
   EXPECT_THAT(dropout(x, 0, {}).to_vector<double>(), Each(Eq(2.0)));
 }
 
-// The standard deviation of the kept share of n elements is sqrt(p (1 - p) / n) = 0.0015; four of
-// them.
+// The standard deviation of the kept share of n elements is
+// sqrt(p (1 - p) / n) = 0.0015; four of them.
 TEST(Dropout, KeepsTheShareThatItShouldAndTheMeanOfX) {
   const Tensor dropped = dropout(Tensor::full({100'000}, 1), 0.3, {11, 0, 0});
   double kept = 0;

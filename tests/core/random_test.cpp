@@ -119,8 +119,7 @@ TEST(Normal, IsBoxMullerOfTheWordsOfItsBlock) {
     const auto words = random_block(5, 9, 1 + i / 4);
     const uint32_t a = words[i % 4 / 2 * 2], b = words[i % 4 / 2 * 2 + 1];
     // Radius below 6. In float the angle, up to 2 pi, is rounded twice: an error of at most
-    // 2 * 2 pi * 2^-24 < 8e-7, hence 4.5e-6 of the product; the functions' own last bits come on
-    // top.
+    // 2 * 2 pi * 2^-24 < 8e-7, hence 4.5e-6 of the product; the functions' own last bits on top.
     EXPECT_NEAR(single[i], expected(a, b, i % 2 == 1, 24), 6e-6) << i;
     EXPECT_NEAR(twice[i], expected(a, b, i % 2 == 1, 32), 1e-13) << i;
   }

@@ -1,5 +1,5 @@
-// Resampling, tables, dropout and AdamW against the plainest loop that does the same, in float and
-// double.
+// Resampling, tables, dropout and AdamW against the plainest loop that does
+// the same, in float and double.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -11,7 +11,7 @@
 namespace mutilde {
 namespace {
 
-using namespace testing_kernels;  // NOLINT: the tests are written in its terms
+using namespace testing_kernels;
 
 template <class T>
 class SimpleKernels : public FloatKernels<T> {};

@@ -1,5 +1,5 @@
-// Checkpoints: what goes in comes out, a resumed run is the same run, and bad files end in one
-// clear line.
+// Checkpoints: what goes in comes out, a resumed run is the same run, and bad
+// files end in one clear line.
 #include "diffusion/checkpoint.h"
 
 #include <cmath>
@@ -286,8 +286,7 @@ TEST_F(CheckpointTest, HostileSettingsAreRefusedBeforeTheyCostMemory) {
 
 TEST_F(CheckpointTest, HostileHeadersAreRefused) {
   const auto refused = [&](const std::string& header, uint64_t length, size_t data) {
-    std::string bytes(reinterpret_cast<const char*>(&length),
-                      8);  // NOLINT: little-endian, as the format
+    std::string bytes(reinterpret_cast<const char*>(&length), 8);  // little-endian, as the format
     bytes += header + std::string(data, '\0');
     write_bytes(path("bad.safetensors"), bytes);
     return refusal(path("bad.safetensors"), [&] { load_model(path("bad.safetensors")); }) !=

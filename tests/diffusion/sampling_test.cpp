@@ -15,8 +15,8 @@ namespace {
 using test::close;
 using test::LoopModel;
 
-/// Float64 images at every timestep of a short process, and a model that is neither right nor
-/// constant.
+/// Float64 images at every timestep of a short process, and a model that
+/// is neither right nor constant.
 class Sampling : public ::testing::Test {
  protected:
   static constexpr int64_t T = 25;

@@ -144,8 +144,8 @@ TEST(TrainerReference, SuperResolutionClassesMicrobatchesWeightsAndAnnealing) {
     const std::string prefix = fmt::format("step{}.", step);
     TrainingBatch batch = recorded_batch(reference, step);
     const Tensor weights = reference.read(prefix + "weights");
-    // The original adds up the gradients of two microbatches' means: twice the gradient of the
-    // whole mean.
+    // The original adds up the gradients of two microbatches' means:
+    // twice the gradient of the whole mean.
     batch.weights = weights * 2.0;
     batch.y = reference.read(prefix + "y");
     batch.low_res = reference.read_images(prefix + "low_res");
