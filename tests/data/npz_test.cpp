@@ -125,10 +125,10 @@ TEST_F(Npz, ReadsWhatNumpyCompressed) {
   write_bytes(folder_ / "make.py",
               "import numpy as np, sys\n"
               "np.savez_compressed(sys.argv[1], np.arange(4000).reshape(40, 100))\n");
-  ASSERT_EQ(
-      std::system(
-          fmt::format("/usr/bin/python3 {} {}", (folder_ / "make.py").string(), path_.string()).c_str()),
-      0);
+  ASSERT_EQ(std::system(fmt::format("/usr/bin/python3 {} {}", (folder_ / "make.py").string(),
+                                    path_.string())
+                            .c_str()),
+            0);
   const Tensor read = read_npz(path_, "arr_0");
   ASSERT_EQ(read.shape(), (Shape{40, 100}));
   EXPECT_EQ(read.slice(39, 40).to_vector<int64_t>().back(), 3999);
