@@ -5,6 +5,7 @@
 #include <cmath>
 #include <optional>
 
+#include <CLI/CLI.hpp>
 #include <unistd.h>
 
 #include "app/help.h"
@@ -45,6 +46,9 @@ CommandLine::CommandLine(std::string command, std::string summary, std::string u
       app_(std::make_unique<CLI::App>(std::move(summary))) {
   app_->set_help_flag();  // normalised() looks for it, so that it works next to any mistake
 }
+
+CommandLine::CommandLine(CommandLine&&) noexcept = default;
+CommandLine::~CommandLine() = default;
 
 CLI::Option* CommandLine::add_parsed(const std::string& names, const std::string& help,
                                      const std::string& placeholder,

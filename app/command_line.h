@@ -3,15 +3,20 @@
 // help is grouped, wrapped and shows defaults.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <set>
 #include <string>
 #include <vector>
 
-#include <CLI/CLI.hpp>
-
 #include "core/error.h"
 #include "diffusion/settings.h"
+
+// CLI11 takes long to compile, so only the parser and its help include it.
+namespace CLI {
+class App;
+class Option;
+}  // namespace CLI
 
 namespace mutilde::app {
 
@@ -25,6 +30,8 @@ class CommandLine {
  public:
   /// `usage` is what follows "Usage: " in the help; `examples` is printed below the flags.
   CommandLine(std::string command, std::string summary, std::string usage, std::string examples);
+  CommandLine(CommandLine&&) noexcept;
+  ~CommandLine();
 
   /// Flags added from here on are listed under this heading.
   void group(const std::string& name) { group_ = name; }
