@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-out/quickstart}
-steps=${STEPS:-800}
+steps=${STEPS:-700}
 
 scripts/install_deps.sh --minimal
 cmake -S . -B build/quickstart -G Ninja -DCMAKE_BUILD_TYPE=Release -DMUTILDE_TESTS=OFF -DMUTILDE_BENCH=OFF
