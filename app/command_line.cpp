@@ -5,6 +5,7 @@
 #include <cmath>
 #include <optional>
 
+#include <CLI/CLI.hpp>
 #include <unistd.h>
 
 #include "app/help.h"
@@ -45,6 +46,9 @@ CommandLine::CommandLine(std::string command, std::string summary, std::string u
       app_(std::make_unique<CLI::App>(std::move(summary))) {
   app_->set_help_flag();  // normalised() looks for it, so that it works next to any mistake
 }
+
+CommandLine::CommandLine(CommandLine&&) noexcept = default;
+CommandLine::~CommandLine() = default;
 
 CLI::Option* CommandLine::add_parsed(const std::string& names, const std::string& help,
                                      const std::string& placeholder,
@@ -135,8 +139,8 @@ std::vector<std::string> CommandLine::flag_names() const {
   return names;
 }
 
-/// Each flag as a pair of its name and its value; what stands for nothing that we know is refused
-/// here.
+/// Each flag as a pair of its name and its value; what stands for nothing
+/// that we know is refused here.
 std::vector<std::string> CommandLine::normalised(const std::vector<std::string>& arguments) const {
   const std::vector<std::string> names = flag_names();
   std::vector<std::string> result;

@@ -1,18 +1,22 @@
-// The flags of one command: CLI11 with the manners that we want on top. Booleans are set by
-// `--flag`,
-// `--flag True` and `--flag=true`; a mistyped flag or value is answered with the nearest valid one;
-// the help is grouped, wrapped and shows defaults.
+// The flags of one command: CLI11 with the manners that we want on top. `--flag`, `--flag True` and
+// `--flag=true` set a boolean; a mistyped flag or value is answered with the nearest valid one; the
+// help is grouped, wrapped and shows defaults.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <set>
 #include <string>
 #include <vector>
 
-#include <CLI/CLI.hpp>
-
 #include "core/error.h"
 #include "diffusion/settings.h"
+
+// CLI11 takes long to compile, so only the parser and its help include it.
+namespace CLI {
+class App;
+class Option;
+}  // namespace CLI
 
 namespace mutilde::app {
 
@@ -26,12 +30,14 @@ class CommandLine {
  public:
   /// `usage` is what follows "Usage: " in the help; `examples` is printed below the flags.
   CommandLine(std::string command, std::string summary, std::string usage, std::string examples);
+  CommandLine(CommandLine&&) noexcept;
+  ~CommandLine();
 
   /// Flags added from here on are listed under this heading.
   void group(const std::string& name) { group_ = name; }
 
-  // Flags. `names`: "--data,--data_dir", the first is shown. `value` holds the default and is
-  // overwritten.
+  // Flags. `names`: "--data,--data_dir", the first is shown.
+  // `value` holds the default and is overwritten.
   void add(const std::string& names, int64_t& value, const std::string& help);
   void add(const std::string& names, double& value, const std::string& help);
   void add(const std::string& names, bool& value, const std::string& help);

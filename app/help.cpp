@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
 namespace mutilde::app {
@@ -74,8 +75,8 @@ std::string help_text(const CLI::App& app, const std::string& usage, const std::
   };
   if (std::any_of(options.begin(), options.end(), is_switch)) {
     text +=
-        "\nA flag without a value is a switch: --flag or --flag True sets it, --flag False does "
-        "not.\n";
+        "\nA flag without a value is a switch: "
+        "--flag or --flag True sets it, --flag False does not.\n";
   }
   if (!examples.empty()) text += fmt::format("\nExamples:\n{}", examples);
   return text;

@@ -1,9 +1,12 @@
 // The text that --help prints.
 #pragma once
 
+#include <cstddef>
 #include <string>
 
-#include <CLI/CLI.hpp>
+namespace CLI {
+class App;
+}
 
 namespace mutilde::app {
 

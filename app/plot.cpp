@@ -62,7 +62,7 @@ void draw_polyline(Image& image, const std::vector<Point>& points, const Colour&
 }
 
 int text_width(const std::string& text, int scale) {
-  return scale * stb_easy_font_width(const_cast<char*>(text.c_str()));  // NOLINT: it only reads
+  return scale * stb_easy_font_width(const_cast<char*>(text.c_str()));  // it only reads
 }
 
 /// The font is a list of filled rectangles.
@@ -74,7 +74,7 @@ void draw_text(Image& image, int x, int y, const std::string& text, int scale,
   };
   std::vector<Corner> corners(text.size() * 4 * 60 + 4);
   const int quads =
-      stb_easy_font_print(0, 0, const_cast<char*>(text.c_str()), nullptr, corners.data(),  // NOLINT
+      stb_easy_font_print(0, 0, const_cast<char*>(text.c_str()), nullptr, corners.data(),
                           static_cast<int>(corners.size() * sizeof(Corner)));
   for (size_t q = 0; q < static_cast<size_t>(quads); ++q) {
     const Corner &a = corners[4 * q], &b = corners[4 * q + 2];
@@ -114,8 +114,8 @@ void draw_axes(Image& image, const Range& xs, const Range& log_ys, const std::st
     const std::string text = fmt::format("{:.0f}", x);
     draw_text(image, at - text_width(text, 2) / 2, kBottom + 10, text, 2);
   }
-  // All of 1, 2, 5 in each decade where few decades are shown, the decades alone where there are
-  // many.
+  // All of 1, 2, 5 in each decade where few decades are shown, the decades
+  // alone where there are many.
   const bool few = log_ys.high - log_ys.low < 4;
   for (int decade = static_cast<int>(std::floor(log_ys.low)); decade <= log_ys.high; ++decade) {
     for (double factor : {1.0, 2.0, 5.0}) {

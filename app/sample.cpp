@@ -12,6 +12,7 @@
 #include "app/sampling.h"
 #include "app/strip.h"
 #include "data/image_io.h"
+#include "data/npz.h"
 #include "diffusion/checkpoint.h"
 
 namespace fs = std::filesystem;
@@ -74,10 +75,12 @@ CommandLine sample_command_line(SampleFlags& flags) {
 void check_flags(const CommandLine& line, const SampleFlags& flags) {
   if (flags.checkpoint.empty())
     fail<UsageError>("a checkpoint is missing: mutilde sample CHECKPOINT");
-  if (flags.num_samples < 1)
-    fail<UsageError>("--num_samples is {}, at least 1 expected", flags.num_samples);
-  if (flags.batch_size < 1)
-    fail<UsageError>("--batch_size is {}, at least 1 expected", flags.batch_size);
+  constexpr int64_t kMost = 10'000'000;  // they are all in memory at the end
+  for (const auto& [name, count] : {std::pair{"--num_samples", flags.num_samples},
+                                    std::pair{"--batch_size", flags.batch_size}}) {
+    if (count < 1) fail<UsageError>("{} is {}, at least 1 expected", name, count);
+    if (count > kMost) fail<UsageError>("{} is {}, at most {} expected", name, count, kMost);
+  }
   if (flags.seed < 0) fail<UsageError>("--seed is {}, at least 0 expected", flags.seed);
   if (flags.label < -1)
     fail<UsageError>("--class is {}, a class from 0, or -1, expected", flags.label);
@@ -113,14 +116,14 @@ LoadedModel load(const CommandLine& line, const SampleFlags& flags) {
   const bool has_settings = Checkpoint(path).settings().has_value();
   if (has_settings && model_flag != given.end()) {
     fail<UsageError>(
-        "--{}: {} says itself what its model is; this flag is for weights that mutilde did not "
-        "write",
+        "--{}: {} says itself what its model is; "
+        "this flag is for weights that mutilde did not write",
         (*model_flag)->name, path.string());
   }
   if (!has_settings && model_flag == given.end()) {
     fail<UsageError>(
-        "{}: mutilde did not write it, so give the flags of its model (--image_size, "
-        "--num_channels, ..)",
+        "{}: mutilde did not write it, so give the flags of its model "
+        "(--image_size, --num_channels, ..)",
         path.string());
   }
   if (!has_settings) options.settings = flags.settings;

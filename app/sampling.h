@@ -9,8 +9,7 @@
 namespace mutilde::app {
 
 struct SampleRequest {
-  int64_t first =
-      0;  // number of the first sample: each sample's noise depends on the seed and its number
+  int64_t first = 0;  // the first sample's number: a sample's noise depends on the seed and this
   int64_t count = 16;
   int64_t seed = 0;
   Tensor y;        // [count] int64, for a network with classes

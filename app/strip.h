@@ -1,5 +1,5 @@
-// How samples come about, as a picture: for each, x_t above and the predicted x_0 below, from noise
-// to image.
+// How samples come about, as a picture: for each, x_t above and the predicted
+// x_0 below, from noise to image.
 #pragma once
 
 #include <cstdint>

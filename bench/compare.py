@@ -6,14 +6,17 @@ then each runs one step in turn, over and over, so that a drift of the machine's
 table shows medians, and the ratio to the faster variant as the median of the ratios turn by turn.
 """
 import argparse
+import contextlib
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+VARIANTS = {"eager": [], "channels_last": ["--channels_last"], "compiled": ["--compile"]}
 
 
 class Runner:
@@ -21,20 +24,35 @@ class Runner:
 
     def __init__(self, name, command, environment=None):
         self.name = name
+        self.messages = tempfile.TemporaryFile("w+")  # shown only if it fails: compilers are talkative
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.DEVNULL, text=True, env=environment)
+                                        stderr=self.messages, text=True, env=environment)
         self.times = []
+
+    def fail(self, when):
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        code = self.process.wait()
+        self.messages.seek(0)
+        tail = "".join(self.messages.readlines()[-20:])
+        sys.exit(f"compare: {self.name} ended {when} (exit code {code}); the end of what it said:\n{tail}")
 
     def wait_ready(self):
         for line in self.process.stdout:
             if line.startswith("ready"):
                 return line.split()[1:]
-        raise RuntimeError(f"{self.name} ended before it was ready")
+        self.fail("before it was ready")
 
     def step(self):
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
-        self.times.append(float(self.process.stdout.readline()))
+        try:
+            self.process.stdin.write("step\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            self.fail(f"before step {len(self.times) + 1}")
+        answer = self.process.stdout.readline()
+        if not answer:
+            self.fail(f"in step {len(self.times) + 1}")
+        self.times.append(float(answer))
 
     def peak_mb(self):
         with open(f"/proc/{self.process.pid}/status") as status:
@@ -57,9 +75,8 @@ def measure(args, preset, mode, peak):
         # Some distributions force an older OpenBLAS kernel here; the peer gets this processor's best.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
         for variant in args.variants.split(","):
-            flags = {"eager": [], "compiled": ["--compile"], "channels_last": ["--channels_last"]}[variant]
             peers.append(Runner(variant, [args.python, f"{HERE}/peer_torch.py", "--preset", preset, "--mode", mode,
-                                          "--serve"] + flags, environment))
+                                          "--serve"] + VARIANTS[variant], environment))
             peers[-1].wait_ready()
     runners = [ours] + peers
     for _ in range(args.runs):
@@ -88,16 +105,19 @@ def main():
     parser.add_argument("--python", help="a Python with PyTorch; without it only ours is measured")
     parser.add_argument("--presets", default="small,medium,cifar")
     parser.add_argument("--modes", default="train,sample")
-    parser.add_argument("--variants", default="eager,compiled")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="of the peer (default: all)")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--pause", type=float, default=0.25, help="seconds between steps")
     parser.add_argument("--json", metavar="FILE", help="write the rows as a JSON list")
     args = parser.parse_args()
+    unknown = set(args.variants.split(",")) - set(VARIANTS)
+    if unknown:
+        parser.error(f"--variants: {', '.join(sorted(unknown))} given, {', '.join(VARIANTS)} are known")
     args.torch_version = ""
     if args.python:
         args.torch_version = subprocess.run([args.python, "-c", "import torch; print(torch.__version__)"],
-                                            capture_output=True, text=True, check=True).stdout.strip()
-    peak = float(subprocess.run([args.step_bench, "--peak"], capture_output=True, text=True, check=True).stdout)
+                                            stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    peak = float(subprocess.run([args.step_bench, "--peak"], stdout=subprocess.PIPE, text=True, check=True).stdout)
     print(f"FMA peak {peak:.0f} GFLOP/s (float32, {os.cpu_count()} cores)")
     print(f"{'preset':8}{'mode':8}{'batch':>6}{'ours ms':>10}{'images/s':>10}{'of peak':>9}{'peak MB':>9}"
           f"{'peer ms':>10}{'peer MB':>9}{'ratio':>7}  peer")

@@ -1,5 +1,5 @@
-// How fast each kernel is on the shapes of the three presets, as a share of what the machine can
-// do.
+// How fast each kernel is on the shapes of the three presets, as a
+// share of what the machine can do.
 //
 //   kernels_bench [small|medium|cifar] [words that the kernel or the shape must contain]
 //

@@ -1,6 +1,6 @@
-// The machine's peak: how many floating-point operations a second a loop of nothing but fused
-// multiply-adds in registers reaches. Every other speed is reported as a share of it, measured in
-// the same run.
+// The machine's peak: how many floating-point operations a second a loop of nothing but
+// fused multiply-adds in registers reaches. Every other speed is reported as a share of
+// it, measured in the same run.
 #pragma once
 
 #include <algorithm>
@@ -29,9 +29,9 @@ double fma_run() {
 #pragma GCC unroll 16
     for (int chain = 0; chain < kChains; ++chain) {
       simd::Vec<T> sum = simd::fma(sums[chain], factor, term);
+      // The compiler must not see that all chains hold the same numbers.
 #if defined(__x86_64__)
-      asm volatile(""
-                   : "+x"(sum));  // the compiler must not see that all chains hold the same numbers
+      asm volatile("" : "+x"(sum));
 #else
       asm volatile("" : "+w"(sum));
 #endif

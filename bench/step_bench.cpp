@@ -1,5 +1,5 @@
-// One training step and one sampling step of the three presets, on a fixed batch of random 32x32
-// RGB images.
+// One training step and one sampling step of the three presets, on a fixed
+// batch of random 32x32 RGB images.
 //
 //   step_bench --preset small|medium|cifar --mode train|sample [--steps N] [--batch N]   prints a
 //   JSON line step_bench ... --serve      prints "ready FLOPS BATCH", then for each line on stdin
@@ -7,9 +7,9 @@
 //                               its milliseconds
 //   step_bench --peak           prints the machine's float32 FMA peak in GFLOP/s, all threads
 //
-// A training step is forward, loss, backward, AdamW and one EMA update; a sampling step is a
-// forward pass without gradients and the step from x_t to x_{t-1}. scripts/bench.sh pairs this with
-// the peer.
+// A training step is forward, loss, backward, AdamW and one EMA update;
+// a sampling step is a forward pass without gradients and the step from x_t to x_{t-1}.
+// scripts/bench.sh pairs this with the peer.
 #include <algorithm>
 #include <chrono>
 #include <functional>
@@ -98,8 +98,8 @@ class Sampling {
     const NoGrad no_grad;
     const Tensor output = unet_.forward(x_t_, t_);
     const Tensor eps_theta = slice_channels(output, 0, 3);
-    // Halfway through the linear schedule: eq. 9 solved for x_0, clipped; the posterior's mean;
-    // noise.
+    // Halfway through the linear schedule: eq. 9 solved for x_0, clipped;
+    // the posterior's mean; noise.
     const Tensor x_0 = clamp(3.6 * x_t_ - 3.5 * eps_theta, -1, 1);
     x_t_ = 0.01 * x_0 + 0.99 * x_t_ + 0.1 * random_.normal(x_t_.shape());
   }

@@ -1,8 +1,8 @@
 // Autograd: reverse mode on a tape of nodes.
 //
-// An op computes its output with a kernel and calls record() with its backward: a closure that maps
-// the cotangent of the output to the cotangents of the inputs. That is all an op does; see
-// core/ops/.
+// An op computes its output with a kernel and calls record() with its backward:
+// a closure that maps the cotangent of the output to the cotangents of the inputs.
+// That is all an op does; see core/ops/.
 #pragma once
 
 #include <functional>
@@ -19,8 +19,8 @@ namespace mutilde {
 /// expensive one).
 using BackwardFunction = std::function<std::vector<Tensor>(const Tensor& cotangent)>;
 
-/// One entry of the tape, owned by the tensor that it made. A leaf has no backward and keeps a
-/// gradient.
+/// One entry of the tape, owned by the tensor that it made.
+/// A leaf has no backward and keeps a gradient.
 struct Node {
   const char* op = "leaf";
   Shape shape;  // of the tensor; cotangents are checked against it
@@ -28,9 +28,8 @@ struct Node {
   uint64_t order = 0;                         // grows with each op
   std::vector<std::shared_ptr<Node>> inputs;  // null where no gradient is wanted
   BackwardFunction backward;
-  bool freed = false;                            // by an earlier walk
-  Tensor grad;                                   // leaves only
-  std::function<void(const Tensor& grad)> hook;  // leaves only
+  bool freed = false;  // by an earlier walk
+  Tensor grad;         // leaves only
 
   bool is_leaf() const { return inputs.empty() && !freed; }
   ~Node();  // iterative, so that a graph of any depth can be dropped
@@ -46,10 +45,10 @@ Tensor record(const char* op, Tensor output, const std::vector<Tensor>& inputs,
               BackwardFunction backward);
 
 /// Walks the graph under `root` once, in reverse order of creation, without recursion. Gradients
-/// accumulate in the leaves; what a node saved is freed as soon as it ran.
+/// accumulate in the leaves, each as soon as the last op that uses the leaf ran; what a node saved
+/// is freed as soon as it ran.
 /// Throws AutogradError: root does not require a gradient; a cotangent is missing for a non-scalar
-/// root; the graph was freed by an earlier walk. Throws ShapeError: cotangent and root differ in
-/// shape.
+/// root; the graph was freed by an earlier walk. ShapeError: cotangent and root differ in shape.
 void backward(const Tensor& root, const Tensor& cotangent = {});
 
 /// While one is alive on this thread, no op is recorded.
@@ -77,9 +76,8 @@ class EnableGrad {
 bool grad_enabled();
 
 /// Gradient checkpointing: function(inputs) without keeping its intermediate values; the backward
-/// pass runs the function again. The function must give the same result each time (draw random
-/// numbers from explicit positions). Leaves that it captures (parameters) get their gradients
-/// directly.
+/// pass runs the function again, which must give the same result each time (draw random numbers
+/// from explicit positions). Leaves that it captures (parameters) get their gradients directly.
 Tensor checkpoint(const std::function<Tensor(const std::vector<Tensor>&)>& function,
                   const std::vector<Tensor>& inputs);
 

@@ -40,9 +40,7 @@ struct View {
 
   int64_t numel() const { return shape.numel(); }
   explicit operator bool() const { return data != nullptr; }
-  operator ConstView() const {
-    return {data, dtype, shape};
-  }  // NOLINT: a view reads as a const view
+  operator ConstView() const { return {data, dtype, shape}; }
   template <class T>
   T* as() const {
     return static_cast<T*>(data);
@@ -100,7 +98,7 @@ struct RandomPosition {
 
 struct MemoryStats {
   int64_t live_bytes = 0;    // in tensors now
-  int64_t peak_bytes = 0;    // the most that was ever live since reset_peak
+  int64_t peak_bytes = 0;    // the most that was ever live since reset_peak_memory()
   int64_t cached_bytes = 0;  // freed, kept for reuse
 };
 
@@ -116,7 +114,6 @@ class Backend {
   virtual void release(void* data, size_t bytes) = 0;
   virtual MemoryStats memory_stats() const = 0;
   virtual void reset_peak_memory() = 0;
-  virtual void release_cached_memory() = 0;
   virtual void copy(const void* from, void* to, size_t bytes) = 0;  // within the device
   virtual void copy_from_host(const void* host, void* device, size_t bytes) = 0;
   virtual void copy_to_host(const void* device, void* host, size_t bytes) = 0;
@@ -145,20 +142,20 @@ class Backend {
   // Reductions.
   /// x's shape and out's shape have the same rank; the axes where out has size 1 are reduced.
   virtual void reduce(ReduceOp op, ConstView x, View out) = 0;
-  /// y = max(x) as from reduce; the gradient is shared evenly by the elements that attain the
-  /// maximum.
+  /// y = max(x) as from reduce; the gradient is shared evenly by the
+  /// elements that attain the maximum.
   virtual void max_backward(ConstView x, ConstView y, ConstView dout, View dx) = 0;
 
   // Layout.
   virtual void permute(ConstView x, std::span<const int> axes, View out) = 0;  // any dtype
-  /// Copies `count` entries of an axis, from x at x_begin to out at out_begin; other axes agree.
-  /// Any dtype.
+  /// Copies `count` entries of an axis, from x at x_begin to out at out_begin;
+  /// other axes agree. Any dtype.
   virtual void copy_slice(ConstView x, int axis, int64_t x_begin, int64_t count, View out,
                           int64_t out_begin) = 0;
 
   // Matrix products.
-  /// out[b] = a[b] b[b]; a: [B or 1, M, K] ([.., K, M] if transpose_a), b: [B or 1, K, N], out: [B,
-  /// M, N].
+  /// out[i] = a[i] b[i]; a: [B or 1, M, K] ([.., K, M] if transpose_a),
+  /// b: [B or 1, K, N] ([.., N, K] if transpose_b), out: [B, M, N].
   virtual void matmul(ConstView a, bool transpose_a, ConstView b, bool transpose_b, View out) = 0;
   /// out = x weight^T + bias; x: [M, K], weight: [N, K], bias: [N] or absent, out: [M, N].
   virtual void linear(ConstView x, ConstView weight, ConstView bias, View out) = 0;
@@ -184,8 +181,9 @@ class Backend {
   virtual void softmax(ConstView x, View out) = 0;  // over the last axis
   virtual void softmax_backward(ConstView y, ConstView dout, View dx) = 0;
 
-  // Attention. qkv: [N, T, heads * 3 * D], for each head its q, then k, then v; out: [N, T, heads *
-  // D]; log_sum_exp: [N, heads, T], all that the backward pass needs besides qkv and out.
+  // Attention. qkv: [N, T, heads * 3 * D], for each head its q, then k, then v;
+  // out: [N, T, heads * D];
+  // log_sum_exp: [N, heads, T], all that the backward pass needs besides qkv and out.
   virtual void attention(ConstView qkv, int64_t heads, View out, View log_sum_exp) = 0;
   virtual void attention_backward(ConstView qkv, int64_t heads, ConstView out,
                                   ConstView log_sum_exp, ConstView dout, View dqkv) = 0;
@@ -199,9 +197,11 @@ class Backend {
   virtual void resize_bilinear(ConstView x, View out) = 0;
   virtual void resize_bilinear_backward(ConstView dout, View dx) = 0;
 
-  // Tables. Indices are int64 and were checked by the op.
-  virtual void embedding(ConstView weight, ConstView index,
-                         View out) = 0;  // weight [V, E], out [n, E]
+  // Tables. Indices are int64. Those of a CPU tensor were checked by the op. A device's were not,
+  // since the host would have to wait for them: a device's kernel reads and writes nothing outside
+  // of the table, and gives NaN for the row of an index that is.
+  /// weight: [V, E], index: [n], out: [n, E].
+  virtual void embedding(ConstView weight, ConstView index, View out) = 0;
   virtual void embedding_backward(ConstView dout, ConstView index, View dweight) = 0;
 
   // Random numbers (core/random.h says how a position becomes a number).
@@ -209,7 +209,8 @@ class Backend {
   virtual void fill_normal(RandomPosition position, View out) = 0;   // N(0, 1)
 
   // Optimisation: AdamW (decoupled weight decay) and all moving averages in one pass;
-  // ema[i] = rates[i] * ema[i] + (1 - rates[i]) * param.
+  // ema[i] = rates[i] * ema[i] + (1 - rates[i]) * param, as ema[i] += (1 - rates[i]) * (param -
+  // ema[i]).
   virtual void adamw(const AdamWBuffers& buffers, const AdamWStep& step,
                      std::span<const double> ema_rates) = 0;
 };

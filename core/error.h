@@ -9,8 +9,8 @@
 
 namespace mutilde {
 
-/// The base of everything that mutilde throws. The command line turns it into one line and exit
-/// code 2.
+/// The base of everything that mutilde throws. The command line turns it
+/// into one line and exit code 2.
 class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -30,6 +30,12 @@ class DTypeError : public Error {
 
 /// Misuse of the tape: a second walk of a freed graph, a root without a cotangent.
 class AutogradError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// More memory asked than there is.
+class OutOfMemoryError : public Error {
  public:
   using Error::Error;
 };

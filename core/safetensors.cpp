@@ -55,8 +55,8 @@ float from_float16(uint16_t bits) {
   return std::bit_cast<float>(sign | (exponent32 << 23) | (mantissa << 13));
 }
 
-/// Parses the header's JSON, which alone would keep the last of two equal keys and nest without
-/// limit.
+/// Parses the header's JSON, which alone would keep the last of two equal
+/// keys and nest without limit.
 json parse_strictly(const std::string& text, const std::string& path) {
   std::vector<std::set<std::string>> keys;  // of each object that is open
   const auto check = [&](int depth, json::parse_event_t event, json& value) {
@@ -157,11 +157,14 @@ class SafetensorsHeader {
              int{Shape::kMaxRank});
     }
     int64_t bytes = static_cast<int64_t>(type.bytes);
-    for (const int64_t size : sizes) {
-      if (__builtin_mul_overflow(bytes, size, &bytes)) {
+    bool empty = false;
+    for (const int64_t size : sizes) {  // as Shape counts: an axis of 0 excuses no other
+      empty |= size == 0;
+      if (size > 0 && __builtin_mul_overflow(bytes, size, &bytes)) {
         refuse("tensor {}: shape [{}] overflows", name, fmt::join(sizes, ","));
       }
     }
+    if (empty) bytes = 0;
     const std::vector<int64_t> offsets = counts(name, description, "data_offsets");
     if (offsets.size() != 2) {
       refuse("tensor {}: data_offsets holds {} numbers, expected 2", name, offsets.size());
@@ -179,8 +182,8 @@ class SafetensorsHeader {
             static_cast<uint64_t>(offsets[1])};
   }
 
-  /// The tensors tile the data: in order of their offsets each begins where the one before it
-  /// ended.
+  /// The tensors tile the data: in order of their offsets each begins
+  /// where the one before it ended.
   void check_layout(const std::map<std::string, Entry>& entries) const {
     std::vector<std::tuple<uint64_t, uint64_t, std::string>> spans;
     for (const auto& [name, entry] : entries) spans.emplace_back(entry.begin, entry.end, name);

@@ -1,6 +1,8 @@
-// The safetensors format (https://github.com/huggingface/safetensors): the length of a header as 8
-// bytes, little-endian; the header, a JSON object {name: {dtype, shape, data_offsets: [begin,
-// end]}} with text under "__metadata__"; then the data, row-major, in one block without holes.
+// The safetensors format (https://github.com/huggingface/safetensors):
+//   8 bytes   the length of the header, little-endian
+//   header    a JSON object, {name: {dtype, shape, data_offsets: [begin, end]}}, with text under
+//             "__metadata__"
+//   data      row-major, in one block without holes
 #pragma once
 
 #include <cstdint>

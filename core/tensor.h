@@ -4,7 +4,6 @@
 // same storage; nothing else is, and there are no strides (docs/design.md says why).
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -22,13 +21,13 @@ class Tensor {
  public:
   Tensor() = default;  // undefined: no storage, no shape
 
-  // Making tensors.
+  // Making tensors. Throws ShapeError if the bytes overflow, OutOfMemoryError if there are too few.
   static Tensor empty(const Shape& shape, DType dtype = DType::kFloat32, Device device = {});
   static Tensor zeros(const Shape& shape, DType dtype = DType::kFloat32, Device device = {});
   static Tensor full(const Shape& shape, double value, DType dtype = DType::kFloat32,
                      Device device = {});
-  /// Row-major values on the CPU; T is one of the dtypes' types. Throws ShapeError on a wrong
-  /// count.
+  /// Row-major values on the CPU; T is one of the dtypes' types.
+  /// Throws ShapeError on a wrong count.
   template <class T>
   static Tensor from(const Shape& shape, const std::vector<T>& values);
   template <class T>
@@ -47,29 +46,30 @@ class Tensor {
   Device device() const;
   size_t bytes() const { return static_cast<size_t>(numel()) * size_of(dtype_); }
 
-  // Reading and writing elements. data<T>() and values<T>() need a CPU tensor of exactly that
-  // dtype.
+  // Reading and writing elements. data<T>() and values<T>() need a CPU
+  // tensor of exactly that dtype.
   template <class T>
   T* data() const;
   template <class T>
   std::span<T> values() const {
     return {data<T>(), static_cast<size_t>(numel())};
   }
-  /// A copy of the elements, from any device, converted from any dtype.
+  /// A copy of the elements, from any device, converted from any dtype as by to(): floating to
+  /// integer saturates.
   template <class T>
   std::vector<T> to_vector() const;
   /// The only element, as a double. Throws ShapeError if there is not exactly one.
   double item() const;
 
   /// Views for kernels. A tensor is a handle, so a const one can be written through.
-  operator ConstView() const { return {raw(), dtype_, shape_}; }  // NOLINT: kernels take tensors
-  operator View() const { return {raw(), dtype_, shape_}; }       // NOLINT
+  operator ConstView() const { return {raw(), dtype_, shape_}; }
+  operator View() const { return {raw(), dtype_, shape_}; }
   void* raw() const;
 
   // New tensors from this one. All but detach() and clone() are differentiable ops.
   Tensor reshape(const Shape& shape) const;  // a view of as many elements
-  Tensor slice(int64_t begin,
-               int64_t end) const;  // a view of rows [begin, end) of the leading axis
+  /// A view of rows [begin, end) of the leading axis.
+  Tensor slice(int64_t begin, int64_t end) const;
   Tensor to(DType dtype) const;
   Tensor to(Device device) const;
   Tensor detach() const;  // the same data, outside the graph
@@ -81,13 +81,13 @@ class Tensor {
 
   // Autograd.
   bool requires_grad() const { return node_ != nullptr; }
-  /// Makes this a leaf whose gradient is wanted (or not). Floating dtypes only.
+  /// True: makes this a leaf whose gradient is wanted. Throws AutogradError for the result of an op
+  /// (detach() it first), DTypeError unless the dtype is floating. False: takes this handle out of
+  /// the graph.
   Tensor& set_requires_grad(bool wanted);
   /// The accumulated gradient of a leaf; undefined before the first backward().
   Tensor grad() const;
   void set_grad(const Tensor& grad) const;  // an undefined tensor clears it
-  /// Called when this leaf's gradient is complete within a backward walk.
-  void on_gradient(std::function<void(const Tensor& grad)> hook) const;
   /// Accumulates d(contraction of this with the cotangent) into every leaf of the graph and frees
   /// the graph. A scalar needs no cotangent. Throws AutogradError (see autograd.h).
   void backward() const;

@@ -155,14 +155,4 @@ std::vector<uint8_t> encode_png(const Image& image) {
   return bytes;
 }
 
-std::vector<uint8_t> encode_jpeg(const Image& image, int quality) {
-  check_encodable(image);
-  std::vector<uint8_t> bytes;
-  if (stbi_write_jpg_to_func(&append, &bytes, image.width, image.height, image.channels,
-                             image.pixels.data(), quality) == 0) {
-    fail<Error>("image: {} x {} pixels are too many for a JPEG", image.width, image.height);
-  }
-  return bytes;
-}
-
 }  // namespace mutilde

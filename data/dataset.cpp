@@ -4,7 +4,7 @@
 #include <mutex>
 
 #include "data/codec.h"
-#include "data/parallel.h"
+#include "data/threads.h"
 
 namespace mutilde {
 
@@ -43,7 +43,7 @@ void Dataset::keep_in_memory(const DatasetOptions& options) {
   std::vector<uint8_t> memory(bytes * labels_.size());
   std::mutex mutex;
   int64_t done = 0;
-  parallel_tasks(size(), [&](int64_t index) {
+  run_on_threads(size(), [&](int64_t index) {
     decode(index, memory.data() + static_cast<size_t>(index) * bytes);
     if (!options.progress) return;
     const std::lock_guard lock(mutex);

@@ -17,10 +17,10 @@ namespace mutilde {
 struct DatasetOptions {
   int channels = 0;   // 0: as stored (IDX 1, the others 3); 3: grey is replicated
   bool test = false;  // the test part of CIFAR-10 and IDX sets instead of the training part
-  size_t memory_limit =
-      size_t{1} << 30;  // bytes of decoded pixels to keep; above, decode on demand
-  std::filesystem::path datasets_folder =
-      "/usr/share/datasets";  // where the known names are looked for
+  /// Bytes of decoded pixels to keep; a larger set is decoded on demand.
+  size_t memory_limit = size_t{1} << 30;
+  /// Where the known names are looked for.
+  std::filesystem::path datasets_folder = "/usr/share/datasets";
   /// Told now and then how many images were decoded into memory, never from two threads at once.
   std::function<void(int64_t done, int64_t total)> progress;
 };
@@ -70,10 +70,9 @@ class Dataset {
 ///  - a known name: fashion-mnist (Debian's package dataset-fashion-mnist);
 ///  - a folder with CIFAR-10's binary files, data_batch_*.bin and test_batch.bin, or one such file;
 ///  - a folder with IDX files, *images*idx3* and *labels*idx1*, gzip or not, or one such file of
-///  images;
+///    images;
 ///  - any other folder: the images in it and below, in the order of their paths; if every name
-///  holds an
-///    underscore, what is before the first one is the class.
+///    holds an underscore, what is before the first one is the class.
 /// Images become image_size x image_size as resize_and_crop does it. Throws FileError, one line,
 /// for whatever is missing or damaged; Error for options that do not fit.
 std::unique_ptr<Dataset> open_dataset(const std::string& spec, int image_size,

@@ -102,9 +102,9 @@ class Idx final : public Dataset {
         bytes_(std::move(images.bytes)) {}
 
  private:
-  /// A little larger than the images are (28 to 32): then black pixels around, which leave every
-  /// stored pixel as it is, where scaling by 8/7 would blur them all and leave the background no
-  /// cleaner.
+  /// A little larger than the images are (28 to 32): then black pixels around,
+  /// which leave every stored pixel as it is, where scaling by 8/7 would blur them all and
+  /// leave the background no cleaner.
   bool is_padded() const {
     const int larger = std::max(height_, width_);
     return image_size() >= larger && 4 * (image_size() - larger) <= larger;

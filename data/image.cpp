@@ -27,9 +27,9 @@ struct Taps {
   std::vector<int32_t> weights;
 };
 
-/// The taps of outputs [begin, begin + count) when `in` pixels become `out`. Where the image
-/// shrinks, the filter is stretched over all the pixels that an output covers: that is the
-/// antialiasing.
+/// The taps of outputs [begin, begin + count) when `in` pixels become `out`.
+/// Where the image shrinks, the filter is stretched over all the pixels that an output
+/// covers: that is the antialiasing.
 std::vector<Taps> make_taps(ResizeFilter filter, int in, int out, int begin, int count) {
   const double scale = static_cast<double>(in) / out;
   const double stretch = std::max(scale, 1.0);

@@ -45,10 +45,10 @@ struct ResizeWindow {
 Image resize(const Image& image, ResizeFilter filter, const ResizeWindow& window);
 Image resize(const Image& image, ResizeFilter filter, int height, int width);
 
-/// size x size RGB, as improved-diffusion loads an image: halved with a box filter while the
-/// shorter side is at least 2 * size, resized with a bicubic one to make it `size`, cropped at the
-/// centre. Grey is replicated; alpha is dropped at the end. Throws Error for an empty image or a
-/// size below 1.
+/// size x size RGB, as improved-diffusion loads an image: halved with a box filter while
+/// the shorter side is at least 2 * size, resized with a bicubic one to make it `size`,
+/// cropped at the centre. Grey is replicated; alpha is dropped at the end.
+/// Throws Error for an empty image or a size below 1.
 Image resize_and_crop(const Image& image, int size);
 
 }  // namespace mutilde

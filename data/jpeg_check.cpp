@@ -53,16 +53,16 @@ bool huffman_tables_fit(std::FILE* file) {
   if (std::fgetc(file) != 0xFF) return true;
   std::rewind(file);
   if (next_marker(file) != kStartOfImage) return true;
-  // Segments are taken as stb takes them. Where one is malformed the two may part, but there stb
-  // stops.
+  // Segments are taken as stb takes them. Where one is malformed the two
+  // may part, but there stb stops.
   while (true) {
     const int marker = next_marker(file);
     if (marker == EOF || marker == kEndOfImage) return true;
     const int length = read16(file);  // of the segment, these two bytes included
     if (length < 2) return true;
     if (marker != kHuffmanTables) {
-      std::fseek(file, length - 2,
-                 SEEK_CUR);  // a scan's data follows its segment: next_marker passes it
+      // A scan's data follows its segment: next_marker passes it.
+      std::fseek(file, length - 2, SEEK_CUR);
     } else if (!tables_fit(file, length - 2)) {
       return false;
     }

@@ -4,7 +4,8 @@
 #include <utility>
 
 #include "core/random.h"
-#include "data/parallel.h"
+#include "data/image_io.h"
+#include "data/threads.h"
 
 namespace mutilde {
 namespace {
@@ -17,12 +18,13 @@ bool is_flipped(uint64_t seed, int64_t position) {
   return (random_block(seed, kFlipStream, static_cast<uint64_t>(position))[0] & 1) != 0;
 }
 
-/// One image: bytes to x / 127.5 - 1, each row from right to left if flipped.
-void normalise(const uint8_t* pixels, int64_t side, int64_t channels, bool flip, float* x) {
+/// One image, each row from right to left.
+void flip(std::vector<uint8_t>& pixels, int64_t side, int64_t channels) {
   for (int64_t row = 0; row < side; ++row) {
-    for (int64_t column = 0; column < side; ++column) {
-      const uint8_t* from = pixels + (row * side + (flip ? side - 1 - column : column)) * channels;
-      for (int64_t c = 0; c < channels; ++c) *x++ = static_cast<float>(from[c]) / 127.5F - 1.0F;
+    uint8_t* const left = pixels.data() + row * side * channels;
+    for (int64_t i = 0; i < side / 2; ++i) {
+      std::swap_ranges(left + i * channels, left + (i + 1) * channels,
+                       left + (side - 1 - i) * channels);
     }
   }
 }
@@ -30,40 +32,23 @@ void normalise(const uint8_t* pixels, int64_t side, int64_t channels, bool flip,
 }  // namespace
 
 BatchLoader::BatchLoader(const Dataset& dataset, const LoaderOptions& options)
-    : dataset_(dataset), options_(options), step_(options.start_step) {
+    : dataset_(dataset), options_(options) {
   if (dataset.size() == 0) fail<Error>("loader: the dataset is empty");
   if (options.batch_size < 1 || options.prefetch < 1 || options.start_step < 0) {
     fail<Error>(
         "loader: batches of {}, {} of them ahead, from step {}: at least 1, 1 and 0 expected",
         options.batch_size, options.prefetch, options.start_step);
   }
-  start();
+  worker_ = std::thread([this] { work(options_.start_step); });
 }
 
-BatchLoader::~BatchLoader() { stop(); }
-
-void BatchLoader::start() {
-  stopping_ = false;
-  error_ = nullptr;
-  ready_.clear();
-  worker_ = std::thread([this, step = step_] { work(step); });
-}
-
-void BatchLoader::stop() {
+BatchLoader::~BatchLoader() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
   }
   changed_.notify_all();
-  if (worker_.joinable()) worker_.join();
-}
-
-void BatchLoader::skip_to(int64_t step) {
-  if (step < 0) fail<Error>("loader: skip to step {}", step);
-  if (step == step_) return;
-  stop();
-  step_ = step;
-  start();
+  worker_.join();
 }
 
 Batch BatchLoader::next() {
@@ -72,7 +57,6 @@ Batch BatchLoader::next() {
   if (ready_.empty()) std::rethrow_exception(error_);
   Batch batch = std::move(ready_.front());
   ready_.pop_front();
-  ++step_;
   lock.unlock();
   changed_.notify_all();
   return batch;
@@ -121,12 +105,12 @@ Batch BatchLoader::make(int64_t step) {
     const int64_t index = indices[static_cast<size_t>(i)];
     std::vector<uint8_t> pixels(dataset_.image_bytes());
     dataset_.get(index, pixels);
-    const bool flip = options_.random_flip && is_flipped(options_.seed, step * N + i);
-    normalise(pixels.data(), side, C, flip, x + i * side * side * C);
+    if (options_.random_flip && is_flipped(options_.seed, step * N + i)) flip(pixels, side, C);
+    from_uint8(pixels, x + i * side * side * C);
     y[i] = dataset_.label(index);
   };
   // Copying is not worth more than this thread; decoding files is.
-  parallel_tasks(N, load, dataset_.is_fast() ? 1 : 0);
+  run_on_threads(N, load, dataset_.is_fast() ? 1 : 0);
   return batch;
 }
 

@@ -27,36 +27,30 @@ struct LoaderOptions {
   int prefetch = 3;          // batches that are ready at most
 };
 
-/// Batch k holds positions k * N to (k + 1) * N - 1 of an endless sequence of epochs, each in an
-/// order of its own. The order of an epoch and the flip at a position depend on the seed and on
-/// nothing else, so a loader that starts at step k gives, bit for bit, what another gives after k
-/// batches.
+/// Batch k holds positions k * N to (k + 1) * N - 1 of an endless sequence of epochs,
+/// each in an order of its own. The order of an epoch and the flip at a position depend
+/// on the seed and on nothing else, so a loader that starts at step k gives, bit for bit,
+/// what another gives after k batches.
 class BatchLoader {
  public:
-  /// The dataset must outlive the loader. Throws Error for an empty dataset or options out of
-  /// range.
+  /// The dataset must outlive the loader. Throws Error for an empty
+  /// dataset or options out of range.
   BatchLoader(const Dataset& dataset, const LoaderOptions& options);
   BatchLoader(const BatchLoader&) = delete;
   BatchLoader& operator=(const BatchLoader&) = delete;
   ~BatchLoader();
 
-  /// The next batch; waits for it if need be. Throws what went wrong on the thread, again each
-  /// time.
+  /// The next batch; waits for it if need be. Throws what went wrong on
+  /// the thread, again each time.
   Batch next();
-  /// The step that the next batch is for.
-  int64_t step() const { return step_; }
-  void skip_to(int64_t step);
 
  private:
-  void start();
-  void stop();
   void work(int64_t step);
   Batch make(int64_t step);
   int64_t index_at(int64_t position);
 
   const Dataset& dataset_;
   LoaderOptions options_;
-  int64_t step_;  // only the caller's thread touches it
 
   // Only the worker touches these while it runs.
   int64_t epoch_ = -1;

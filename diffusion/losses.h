@@ -44,15 +44,15 @@ struct BitsPerDim {
 BitsPerDim bits_per_dim(const GaussianDiffusion& diffusion, const Model& model, const Tensor& x_0,
                         const Noise& noise, bool clip = true);
 
-/// One loss an image, [N]; the mean of `loss` is what to minimise (weighted, with importance
-/// sampling).
+/// One loss an image, [N]; the mean of `loss` is what to minimise (weighted,
+/// with importance sampling).
 struct TrainingLosses {
   Tensor loss;
   Tensor mse;  // undefined for Loss::kKl and kRescaledKl
   Tensor vb;   // undefined unless the variance is learned beside the MSE
 };
-/// Eq. 14, and eq. 16 where the variance is learned; or the bound alone. eps: the noise added to
-/// x_0.
+/// Eq. 14, and eq. 16 where the variance is learned; or the bound alone.
+/// eps: the noise added to x_0.
 TrainingLosses training_losses(const GaussianDiffusion& diffusion, const Model& model,
                                const Tensor& x_0, const Tensor& t, const Tensor& eps);
 

@@ -24,9 +24,9 @@ std::vector<int64_t> space_timesteps(int64_t T, const std::vector<int64_t>& sect
 std::vector<double> respaced_betas(const std::vector<double>& betas,
                                    const std::vector<int64_t>& use_timesteps);
 
-/// The process that consists of `use_timesteps` (ascending) of the one with `betas`; the network
-/// still sees the original timesteps. Throws Error if there is none, or one is not a step of the
-/// process.
+/// The process that consists of `use_timesteps` (ascending) of the one with `betas`;
+/// the network still sees the original timesteps. Throws Error if there is none,
+/// or one is not a step of the process.
 class SpacedDiffusion : public GaussianDiffusion {
  public:
   SpacedDiffusion(const std::vector<double>& betas, const std::vector<int64_t>& use_timesteps,

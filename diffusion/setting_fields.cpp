@@ -1,5 +1,5 @@
-// The table of settings: each is described here, once, for JSON, the command line and `mutilde
-// info`.
+// The table of settings: each is described here, once, for JSON,
+// the command line and `mutilde info`.
 #include "diffusion/settings.h"
 
 namespace mutilde {

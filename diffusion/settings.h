@@ -1,9 +1,9 @@
-// Every setting that a checkpoint must hold, so that no flag is ever repeated. Names and defaults
-// are those of improved-diffusion, but for `batch_size` (1 there) and what that program does not
-// have.
+// Every setting that a checkpoint must hold, so that no flag is ever repeated.
+// Names and defaults are those of improved-diffusion, but for `batch_size` (1 there)
+// and what that program does not have.
 //
-// setting_fields() describes each setting once; JSON, the command line and `mutilde info` read that
-// table.
+// setting_fields() describes each setting once; JSON, the command line and
+// `mutilde info` read that table.
 #pragma once
 
 #include <memory>
@@ -94,8 +94,8 @@ std::string to_json(const Settings& settings);
 /// unknown key, a value of the wrong type, and whatever validate() refuses.
 Settings settings_from_json(std::string_view text);
 
-/// Throws Error that names the setting for a value out of range and for settings that contradict
-/// each other.
+/// Throws Error that names the setting for a value out of range and for settings
+/// that contradict each other.
 void validate(const Settings& settings);
 
 /// "small", "medium", "cifar".

@@ -27,7 +27,7 @@ void TimestepSampler::restore(const std::map<std::string, Tensor>& state) {
   }
 }
 
-TimestepSample TimestepSampler::sample(int64_t n, Generator& generator) const {
+TimestepSample TimestepSampler::sample(int64_t n, Generator& generator, Device device) const {
   const std::vector<double> p = probabilities();
   std::vector<double> cumulative(p.size());
   std::partial_sum(p.begin(), p.end(), cumulative.begin());
@@ -35,15 +35,16 @@ TimestepSample TimestepSampler::sample(int64_t n, Generator& generator) const {
   std::vector<int64_t> timesteps;
   std::vector<float> weights;
   for (double u : uniform.values<double>()) {
-    // The first t whose cumulative probability exceeds u; round-off may leave the last a little
-    // below 1.
+    // The first t whose cumulative probability exceeds u;
+    // round-off may leave the last a little below 1.
     const auto found =
         std::upper_bound(cumulative.begin(), cumulative.end() - 1, u * cumulative.back());
     const auto t = static_cast<size_t>(found - cumulative.begin());
     timesteps.push_back(static_cast<int64_t>(t));
     weights.push_back(static_cast<float>(1 / (static_cast<double>(p.size()) * p[t])));
   }
-  return {Tensor::from<int64_t>({n}, timesteps), Tensor::from<float>({n}, weights)};
+  return {Tensor::from<int64_t>({n}, timesteps).to(device),
+          Tensor::from<float>({n}, weights).to(device)};
 }
 
 UniformSampler::UniformSampler(int64_t T) : T_(checked_T("UniformSampler", T)) {}
@@ -56,9 +57,8 @@ LossSecondMomentSampler::LossSecondMomentSampler(int64_t T, int64_t history, dou
       uniform_share_(uniform_share) {
   if (history < 1 || !(uniform_share > 0 && uniform_share <= 1)) {
     fail<Error>(
-        "LossSecondMomentSampler: history {} and uniform share {} given, at least 1 and 0 < share "
-        "<= 1 "
-        "expected",
+        "LossSecondMomentSampler: history {} and uniform share {} given, "
+        "at least 1 and 0 < share <= 1 expected",
         history, uniform_share);
   }
   losses_.resize(static_cast<size_t>(T * history));

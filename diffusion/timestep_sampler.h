@@ -13,7 +13,7 @@
 
 namespace mutilde {
 
-/// A batch's timesteps and the weights for its losses, on the CPU.
+/// A batch's timesteps and the weights for its losses.
 struct TimestepSample {
   Tensor t;        // int64, [N]
   Tensor weights;  // float32, [N]: 1 / (T p_t)
@@ -25,8 +25,8 @@ class TimestepSampler {
 
   /// p_t, sums to 1.
   virtual std::vector<double> probabilities() const = 0;
-  /// Tells the sampler what the losses were, [N] each (unweighted). Throws Error for one that is
-  /// not finite.
+  /// Tells the sampler what the losses were, [N] each (unweighted).
+  /// Throws Error for one that is not finite.
   virtual void update_with_losses(const Tensor& t, const Tensor& losses);
 
   /// What a checkpoint must hold for a resumed run to go on as if it had never stopped.
@@ -34,7 +34,8 @@ class TimestepSampler {
   /// Throws Error if the state is not of this kind of sampler and of this T.
   virtual void restore(const std::map<std::string, Tensor>& state);
 
-  TimestepSample sample(int64_t n, Generator& generator) const;
+  /// Chosen on the CPU, then moved to the device.
+  TimestepSample sample(int64_t n, Generator& generator, Device device = {}) const;
 };
 
 class UniformSampler : public TimestepSampler {

@@ -61,10 +61,10 @@ class Embedding : public Module {
   Tensor weight_;  // [entries, features]
 };
 
-/// Sinusoidal embedding of timesteps (Vaswani et al. 2017): cosines, then sines, of t * 10000^(-i /
-/// half) for i < half = dim / 2; an odd dim ends with a zero. t: [N], int64 or floating; returns
-/// [N, dim]. Frequencies and angles are float32 whatever the dtype, as in the original: near t =
-/// 1000 a float64 angle would give sines that differ by 3e-5.
+/// Sinusoidal embedding of timesteps (Vaswani et al. 2017): cosines, then sines, of
+/// t * 10000^(-i / half) for i < half = dim / 2; an odd dim ends with a zero.
+/// t: [N], int64 or floating; returns [N, dim]. Frequencies and angles are float32 whatever the
+/// dtype, as in the original: near t = 1000 a float64 angle gives sines that differ by 3e-5.
 Tensor timestep_embedding(const Tensor& t, int64_t dim, DType dtype = DType::kFloat32);
 
 }  // namespace mutilde

@@ -1,6 +1,6 @@
-// The UNet of Improved DDPM (Nichol and Dhariwal 2021, section 2 and appendix A), with every option
-// of the original program. Parameter names are those of its state dict, so that weights go both
-// ways.
+// The UNet of Improved DDPM (Nichol and Dhariwal 2021, section 2 and appendix A),
+// with every option of the original program. Parameter names are those of its state dict,
+// so that weights go both ways.
 #pragma once
 
 #include <memory>
@@ -16,8 +16,8 @@ struct UNetConfig {
   int64_t model_channels = 128;
   std::vector<int64_t> channel_mult = {1, 2, 2, 2};
   int64_t num_res_blocks = 3;
-  std::vector<int64_t> attention_downsampling = {
-      2, 4};  // attention where the image is this much smaller
+  /// Attention where the image is this much smaller.
+  std::vector<int64_t> attention_downsampling = {2, 4};
   int64_t num_heads = 4;
   int64_t num_heads_upsample = -1;  // -1: num_heads
   bool use_scale_shift_norm = true;
@@ -25,8 +25,7 @@ struct UNetConfig {
   double dropout = 0.0;
   int64_t num_classes = 0;  // 0: unconditional
   bool use_checkpoint = false;
-  bool super_resolution =
-      false;  // a second, smaller image is enlarged and concatenated to the first
+  bool super_resolution = false;  // a second, smaller image is enlarged and joined to the first
 };
 
 /// What every block of one forward pass shares.
@@ -114,8 +113,8 @@ class BlockSequence : public Module {
 
 class UNet : public Module {
  public:
-  /// Throws Error for a configuration that makes no network (no levels, channels that 32 does not
-  /// divide).
+  /// Throws Error for a configuration that makes no network (no levels,
+  /// channels that 32 does not divide).
   UNet(const UNetConfig& config, Generator& random);
 
   /// x: [N, H, W, in_channels]; t: [N], int64 or floating, as the network should see it; y: [N]

@@ -11,9 +11,10 @@ minimal=(
   libfmt-dev libstb-dev libcli11-dev nlohmann-json3-dev libzip-dev zlib1g-dev
   dataset-fashion-mnist
 )
-# The presets, tests and tools, and the second compiler; libclang-rt holds its sanitizers.
+# The presets, tests and tools, and the second compiler; libclang-rt holds its sanitizers. katex
+# renders the equations, numpy reads an .npz: both in tests alone.
 full=(
-  ccache git python3
+  ccache git python3 python3-numpy katex
   clang-14 libclang-rt-14-dev libomp-14-dev clang-format-14 clang-tidy-14
   libtomlplusplus-dev libgtest-dev libgmock-dev
 )

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Installs what is missing, checks the format, builds, and runs every test.
-#   scripts/test.sh           release, then asan (address + undefined), then tsan (tests with threads)
-#   scripts/test.sh --quick   the format check and release only
+# Installs what is missing, checks format and names, builds, and runs every test.
+#   scripts/test.sh           release by g++, then by clang asan (address + undefined) and tsan (the
+#                             tests with threads)
+#   scripts/test.sh --quick   format, names and release only
 set -euo pipefail
 
 quick=false
@@ -48,10 +49,22 @@ print_summary() {
   printf '%-16s %4d s\n' total "$SECONDS"
 }
 
-check_format() {
+our_files() {  # our_files PATTERN...: names, each ended by a zero byte
   # A clone owned by another user is no reason to refuse listing its files.
-  git -c safe.directory="$PWD" ls-files -z -- '*.h' '*.cpp' '*.cu' '*.cuh' |
+  git -c safe.directory="$PWD" ls-files -z -- "$@"
+}
+
+check_format() {
+  our_files '*.h' '*.cpp' '*.cu' '*.cuh' |
     xargs -0 -r -P "$jobs" -n 16 clang-format-14 --dry-run -Werror
+}
+
+# The rules of .clang-tidy, names above all, on every header of ours. All in one source file: nearly
+# all of the time goes to the standard library's headers, which are then read once.
+check_headers() {
+  our_files '*.h' ':!tests' | xargs -0 printf '#include "%s"\n' >"$logs/headers.cpp"
+  clang-tidy-14 --quiet --config-file=.clang-tidy "$logs/headers.cpp" -- -std=c++20 -I"$PWD" \
+    >"$logs/tidy" 2>&1 || { cat "$logs/tidy"; return 1; }
 }
 
 build() {  # build PRESET
@@ -61,16 +74,15 @@ build() {  # build PRESET
   tail -n 1 "$logs/build"
 }
 
-test_preset() {  # test_preset PRESET [CTEST-ARGUMENTS...]
+test_preset() {  # test_preset PRESET
   local preset="$1" status=0
-  shift
   # The sanitizers of g++ 12 and clang 14 die at start where the kernel randomises more address bits
   # than they know of; a sandbox may forbid turning that off, and then they have to live with it.
   local runner=()
   if [[ $preset != release ]] && setarch "$(uname -m)" -R true 2>/dev/null; then
     runner=(setarch "$(uname -m)" -R)
   fi
-  "${runner[@]}" ctest --preset "$preset" -j "$jobs" --no-tests=error "$@" >"$logs/ctest" 2>&1 ||
+  "${runner[@]}" ctest --preset "$preset" -j "$jobs" --no-tests=error >"$logs/ctest" 2>&1 ||
     status=$?
   if [[ $status != 0 ]]; then
     cat "$logs/ctest"
@@ -88,12 +100,13 @@ export CCACHE_NAMESPACE
 # Paths below the clone do not count: another clone finds the same objects.
 export CCACHE_BASEDIR="$PWD" CCACHE_NOHASHDIR=1
 stage "format" check_format
+stage "names" check_headers
 stage "release build" build release
 stage "release tests" test_preset release
 if ! $quick; then
   stage "asan build" build asan
   stage "asan tests" test_preset asan
   stage "tsan build" build tsan
-  stage "tsan tests" test_preset tsan -L threads
+  stage "tsan tests" test_preset tsan
 fi
 print_summary

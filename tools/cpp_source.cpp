@@ -55,8 +55,8 @@ std::string_view read_word(std::string_view text, std::size_t& at) {
   return text.substr(begin, at - begin);
 }
 
-/// The number that `text` begins with, which is removed from it. Four digits at most, so
-/// that it fits.
+/// The number that `text` begins with, which is removed from it.
+/// Four digits at most, so that it fits.
 std::optional<int> take_number(std::string_view& text) {
   int number = 0;
   std::size_t digits = 0;

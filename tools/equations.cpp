@@ -208,16 +208,15 @@ std::vector<Equation> read_equations(const fs::path& root) {
 std::string render_page(const std::vector<Equation>& equations, const fs::path& root) {
   const auto tests = test_files(root);
   std::ostringstream page;
-  page << "<!-- Generated from equations.toml by tools/equations: edit that file, not this one. "
-          "-->\n"
+  page << "<!-- Generated from equations.toml by tools/equations: edit that file, "
+          "not this one. -->\n"
           "# The equations, and where they live\n\n"
           "Equations 2-19 are numbered as in Nichol and Dhariwal, *Improved Denoising Diffusion\n"
-          "Probabilistic Models* ([arXiv 2102.09672](https://arxiv.org/abs/2102.09672)), DDIM's as "
-          "in Song, Meng\nand Ermon, *Denoising Diffusion Implicit Models*\n"
+          "Probabilistic Models* ([arXiv 2102.09672](https://arxiv.org/abs/2102.09672)), "
+          "DDIM's as in Song, Meng\nand Ermon, *Denoising Diffusion Implicit Models*\n"
           "([arXiv 2010.02502](https://arxiv.org/abs/2010.02502)), in the first paper's symbols. "
-          "The "
-          "papers count t from\n1, the code from 0. Search the code for `Eq. 11` to find the line "
-          "that implements equation 11.\n";
+          "The papers count t from\n1, the code from 0. "
+          "Search the code for `Eq. 11` to find the line that implements equation 11.\n";
   for (const Equation& equation : equations) {
     page << "\n## Eq. " << equation.id << "\n\n"
          << equation.title << ".\n\n```math\n"

@@ -119,8 +119,9 @@ std::string katex_problem(std::string_view latex) {
   const auto input = folder.path() / "equation.tex";
   const auto errors = folder.path() / "errors";
   std::ofstream(input) << latex;
-  const std::string command =
-      "katex --display-mode <'" + input.string() + "' >/dev/null 2>'" + errors.string() + "'";
+  // Debian's katex needs Debian's modules, which another node on the PATH does not look for.
+  const std::string command = "NODE_PATH=/usr/share/nodejs katex --display-mode <'" +
+                              input.string() + "' >/dev/null 2>'" + errors.string() + "'";
   if (std::system(command.c_str()) == 0) return "";
   std::ifstream stream(errors);
   const std::string text((std::istreambuf_iterator<char>(stream)), {});

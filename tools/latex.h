@@ -7,9 +7,9 @@
 
 namespace mutilde {
 
-/// Braces, environments and \left-\right that do not pair up, commands that are not known (most
-/// often misspelt), and a blank line, which ends a display. One line a problem; empty if all is
-/// well.
+/// Braces, environments and \left-\right that do not pair up, commands that
+/// are not known (most often misspelt), and a blank line, which ends a display.
+/// One line a problem; empty if all is well.
 std::vector<std::string> latex_problems(std::string_view latex);
 
 /// Whether a katex that works is on the PATH.

@@ -12,8 +12,8 @@
 namespace mutilde {
 
 /// Calls body(begin, end) for ranges that cover [0, n). Ranges begin at multiples of 64 elements:
-/// threads share no cache line, and the elements left over from whole vectors are the same for any
-/// thread count.
+/// threads share no cache line, and the elements left over from whole vectors are
+/// the same for any thread count.
 template <class Body>
 void for_elements(int64_t n, const Body& body) {
   constexpr int64_t kGrain = 16384;  // elements that repay waking a thread

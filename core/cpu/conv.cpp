@@ -529,7 +529,7 @@ namespace {
 
 bool takes_winograd(const ConvShape& s, DType dtype) {
   return dtype == DType::kFloat32 && s.kH == 3 && s.kW == 3 && s.stride == 1 && s.padding <= 2 &&
-         winograd_pays<float>(s.N, s.H_out, s.W_out, s.C, s.C_out);
+         winograd_pays<float>(s.H_out, s.W_out, s.C, s.C_out);
 }
 
 }  // namespace

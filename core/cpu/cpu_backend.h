@@ -15,7 +15,6 @@ class CpuBackend final : public Backend {
   void release(void* data, size_t bytes) override;
   MemoryStats memory_stats() const override;
   void reset_peak_memory() override;
-  void release_cached_memory() override;
   void copy(const void* from, void* to, size_t bytes) override;
   void copy_from_host(const void* host, void* device, size_t bytes) override;
   void copy_to_host(const void* device, void* host, size_t bytes) override;

@@ -2,19 +2,17 @@
 #include <cstring>
 
 #include "core/cpu/cpu_backend.h"
+#include "core/cpu/pages.h"
 
 namespace mutilde {
 
-// 64 bytes: a cache line, and the widest vector register.
 CpuBackend::CpuBackend()
-    : allocator_([](size_t bytes) { return std::aligned_alloc(64, bytes); },
-                 [](void* data, size_t) { std::free(data); }) {}
+    : allocator_(allocate_pages, [](void* data, size_t) { std::free(data); }) {}
 
 void* CpuBackend::allocate(size_t bytes) { return allocator_.allocate(bytes); }
 void CpuBackend::release(void* data, size_t bytes) { allocator_.release(data, bytes); }
 MemoryStats CpuBackend::memory_stats() const { return allocator_.stats(); }
 void CpuBackend::reset_peak_memory() { allocator_.reset_peak(); }
-void CpuBackend::release_cached_memory() { allocator_.release_cached(); }
 
 void CpuBackend::copy(const void* from, void* to, size_t bytes) {
   if (bytes > 0) std::memmove(to, from, bytes);

@@ -1,5 +1,5 @@
-// The one inner loop that matrix products, convolutions (forward and both gradients) and attention
-// share.
+// The one inner loop that matrix products, convolutions (forward and both
+// gradients) and attention share.
 //
 // It keeps a tile of C, kTileRows x kTileColumns, in registers and walks along k:
 //

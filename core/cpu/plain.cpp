@@ -67,8 +67,10 @@ void plain_conv2d_backward_weight(const PlainConv& s, const T* x, const T* dout,
 }
 
 // With g the group of channel c:
-//   z = (x - mean_g) * rstd_g,  v = z * weight_c + bias_c,  u = v * (1 + scale_c) + shift_c,  out =
-//   silu(u)
+//   z = (x - mean_g) * rstd_g
+//   v = z * weight_c + bias_c
+//   u = v * (1 + scale_c) + shift_c
+//   out = silu(u)
 template <class T>
 void plain_group_norm(const PlainNorm& s, const T* x, const T* weight, const T* bias,
                       const T* scale_shift, T* out, T* mean, T* rstd) {
@@ -100,8 +102,9 @@ void plain_group_norm(const PlainNorm& s, const T* x, const T* weight, const T* 
 }
 
 // The same names, differentiated from the end:
-//   du = dout * silu'(u),  dscale = sum du * v,  dshift = sum du,  dv = du * (1 + scale),
-//   dweight = sum dv * z,  dbias = sum dv,  dz = dv * weight,
+//   du = dout * silu'(u)
+//   dscale = sum du * v,  dshift = sum du,  dv = du * (1 + scale)
+//   dweight = sum dv * z,  dbias = sum dv,  dz = dv * weight
 //   dx = rstd * (dz - mean over the group of dz - z * mean over the group of dz * z)
 template <class T>
 void plain_group_norm_backward(const PlainNorm& s, const T* x, const T* weight, const T* bias,
@@ -169,8 +172,8 @@ void plain_softmax_backward(int64_t rows, int64_t columns, const T* y, const T* 
 
 namespace {
 
-/// The T x T weights of one head: softmax(q k^T / sqrt(D)) by rows, and the logarithm of each row's
-/// sum.
+/// The T x T weights of one head: softmax(q k^T / sqrt(D)) by rows, and the
+/// logarithm of each row's sum.
 template <class T>
 std::vector<T> attention_weights(int64_t positions, int64_t D, int64_t pitch, const T* q,
                                  const T* k, T* log_sum_exp) {
@@ -215,7 +218,10 @@ void plain_attention(int64_t N, int64_t positions, int64_t heads, int64_t D, con
 }
 
 // With A the weights and S the logits q k^T / sqrt(D):
-//   dv = A^T dout,  dA = dout v^T,  dS = A * (dA - row sums of A * dA),  dq = dS k / sqrt(D),
+//   dv = A^T dout
+//   dA = dout v^T
+//   dS = A * (dA - row sums of A * dA)
+//   dq = dS k / sqrt(D)
 //   dk = dS^T q / sqrt(D)
 template <class T>
 void plain_attention_backward(int64_t N, int64_t positions, int64_t heads, int64_t D, const T* qkv,

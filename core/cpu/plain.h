@@ -18,8 +18,8 @@ struct PlainConv {
   int64_t W_out() const { return (W + 2 * padding - kW) / stride + 1; }
 };
 
-/// x: [N, H, W, C], weight: [C_out, kH, kW, C], bias: [C_out] or null, out: [N, H_out, W_out,
-/// C_out].
+/// x: [N, H, W, C], weight: [C_out, kH, kW, C], bias: [C_out] or null,
+/// out: [N, H_out, W_out, C_out].
 template <class T>
 void plain_conv2d(const PlainConv& s, const T* x, const T* weight, const T* bias, T* out);
 template <class T>

@@ -27,8 +27,8 @@ constexpr int kPerVector = 2;
 constexpr int kVectors = kBlocks / kPerVector;
 typedef uint64_t Lanes __attribute__((vector_size(8 * kPerVector)));
 
-/// The low 32 bits of each lane of `a`, times m: one instruction, which GCC does not find by
-/// itself.
+/// The low 32 bits of each lane of `a`, times m: one instruction, which
+/// GCC does not find by itself.
 Lanes widening_multiply(Lanes a, uint32_t m) {
 #if defined(__AVX2__)
   return (Lanes)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(m));
@@ -61,9 +61,9 @@ struct Group {
       for (int v = 0; v < kVectors; ++v) {
         const Lanes product0 = widening_multiply(w[0][v], 0xD2511F53);
         const Lanes product1 = widening_multiply(w[2][v], 0xCD9E8D57);
-        w[0][v] = (product1 >> 32) ^ w[1][v] ^ uint64_t { key0 };
+        w[0][v] = (product1 >> 32) ^ w[1][v] ^ static_cast<uint64_t>(key0);
         w[1][v] = product1;
-        w[2][v] = (product0 >> 32) ^ w[3][v] ^ uint64_t { key1 };
+        w[2][v] = (product0 >> 32) ^ w[3][v] ^ static_cast<uint64_t>(key1);
         w[3][v] = product0;
       }
       key0 += 0x9E3779B9;
@@ -102,9 +102,9 @@ T positive_uniform(uint32_t word) {
   return uniform<T>(word) + kStep;
 }
 
-/// ln u for a normal number u > 0, within 2 units in the last place: u = 2^e m with m around 1, and
-/// a polynomial for ln m (Cephes' coefficients). Without a branch, so that loops over it become
-/// vectors.
+/// ln u for a normal number u > 0, within 2 units in the last place:
+/// u = 2^e m with m around 1, and a polynomial for ln m (Cephes' coefficients).
+/// Without a branch, so that loops over it become vectors.
 float fast_log(float u) {
   const int32_t bits = std::bit_cast<int32_t>(u);
   const int32_t e = (bits - 0x3f3504f3) >> 23;  // m from sqrt(1/2) to sqrt(2)
@@ -127,9 +127,9 @@ struct CosSin {
   float cos, sin;
 };
 
-/// Of 2 pi * turn / 2^24. The nearest quarter turn is taken off exactly, as an integer; polynomials
-/// serve the rest, at most an eighth of a turn; the quarter then swaps the two and sets their
-/// signs.
+/// Of 2 pi * turn / 2^24. The nearest quarter turn is taken off exactly, as an integer;
+/// polynomials serve the rest, at most an eighth of a turn; the quarter then swaps
+/// the two and sets their signs.
 CosSin cos_sin_of_turn(int32_t turn) {
   const int32_t quarter = (turn + (1 << 21)) >> 22;
   const float rest = static_cast<float>(turn - quarter * (1 << 22)) * 0x1p-24f;

@@ -34,8 +34,8 @@ constexpr T identity() {
   return op == ReduceOp::kSum ? T{0} : -std::numeric_limits<T>::infinity();
 }
 
-/// total[j] = combine(total[j], x[0][j], x[1][j], ...) for kLanes columns and at most kStretch
-/// rows.
+/// total[j] = combine(total[j], x[0][j], x[1][j], ...) for kLanes
+/// columns and at most kStretch rows.
 template <ReduceOp op, class T>
 void reduce_lanes(const T* x, int64_t rows, int64_t row_stride, double* total) {
   std::array<T, kLanes> lanes;
@@ -135,8 +135,8 @@ std::vector<Pass> plan(const Shape& x, const Shape& out) {
   }
   if (passes.empty()) passes.push_back({1, 1, x.numel()});  // nothing is reduced: a copy
 
-  // Few columns, as in the gradient of an image's bias, do not fill a vector: several rows side by
-  // side do.
+  // Few columns, as in the gradient of an image's bias, do not fill a vector:
+  // several rows side by side do.
   const Pass first = passes.front();
   if (first.B > 1 && first.B < kLanes / 2) {
     int64_t side_by_side = kLanes;

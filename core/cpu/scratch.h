@@ -9,6 +9,8 @@
 #include <memory>
 #include <new>
 
+#include "core/cpu/pages.h"
+
 namespace mutilde {
 
 /// A kernel asks for each use once at a time. A buffer may be written by other threads as long as
@@ -40,10 +42,11 @@ T* scratch(Scratch use, int64_t count) {
   };
   thread_local std::array<Buffer, static_cast<size_t>(Scratch::kCount)> buffers;
   Buffer& buffer = buffers[static_cast<size_t>(use)];
-  const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 127) / 64 * 64;
+  size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 127) / 64 * 64;
+  if (bytes > kHugePage / 8) bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
   if (buffer.bytes < bytes) {
     buffer.data.reset();  // before the new one, so that both never exist at once
-    buffer.data.reset(std::aligned_alloc(64, bytes));
+    buffer.data.reset(allocate_pages(bytes));
     if (!buffer.data) throw std::bad_alloc();
     buffer.bytes = bytes;
   }

@@ -263,7 +263,9 @@ void winograd_weight_gradient(int64_t N, int64_t H, int64_t W, int64_t C, int64_
   const int64_t tiles = N * grid.rows * grid.columns;
   const int64_t panels = ceil_div(C, kTileColumns<T>);
   const int64_t wanted = kChunkBytes / (kPositions * (C + C_out) * static_cast<int64_t>(sizeof(T)));
-  const int64_t chunk = std::min(std::clamp<int64_t>(wanted, 96, 384), tiles);
+  const int64_t chunks =
+      std::max<int64_t>(1, ceil_div(tiles, std::clamp<int64_t>(wanted, 96, 384)));
+  const int64_t chunk = ceil_div(tiles, chunks);
   const int64_t u_pitch = position_pitch<T>(chunk, C), d_pitch = position_pitch<T>(chunk, C_out);
   T* u = scratch<T>(Scratch::kTiles, kPositions * (u_pitch + d_pitch));
   T* d = u + kPositions * u_pitch;
@@ -319,16 +321,17 @@ void winograd_weight_gradient(int64_t N, int64_t H, int64_t W, int64_t C, int64_
 }
 
 template <class T>
-bool winograd_pays(int64_t N, int64_t H_out, int64_t W_out, int64_t C_in, int64_t C_out) {
+bool winograd_pays(int64_t H_out, int64_t W_out, int64_t C_in, int64_t C_out) {
   constexpr int64_t kLanes = simd::kLanes<T>;
   if (C_in % kLanes != 0 || C_out % kLanes != 0 || C_in == 0 || C_out == 0) return false;
-  const int64_t pixels = N * H_out * W_out;
-  const int64_t tiles = N * ceil_div(H_out, 4) * ceil_div(W_out, 4);
-  return tiles * 16 <= pixels * 3 / 2 && tiles >= 8;
+  // At 4 x 4 a small batch has too few tiles to repay the transformed weights; of tiles that reach
+  // past the edge at most a third may be wasted.
+  const int64_t tiles = ceil_div(H_out, 4) * ceil_div(W_out, 4);
+  return tiles >= 4 && tiles * 16 * 2 <= H_out * W_out * 3;
 }
 
-template bool winograd_pays<float>(int64_t, int64_t, int64_t, int64_t, int64_t);
-template bool winograd_pays<double>(int64_t, int64_t, int64_t, int64_t, int64_t);
+template bool winograd_pays<float>(int64_t, int64_t, int64_t, int64_t);
+template bool winograd_pays<double>(int64_t, int64_t, int64_t, int64_t);
 template void winograd_conv<2>(const Conv3x3<float>&);
 template void winograd_conv<2>(const Conv3x3<double>&);
 template void winograd_conv<4>(const Conv3x3<float>&);

@@ -145,15 +145,16 @@ struct Conv3x3 {
   T* dst;
 };
 
-/// Whether F(4 x 4, 3 x 3) is the faster way; false too where it cannot be done (channels must be
-/// whole vectors).
+/// Whether F(4 x 4, 3 x 3) is the faster way, for channels in whole vectors, which it needs. The
+/// batch has no say: an image must not change with its company.
 template <class T>
-bool winograd_pays(int64_t N, int64_t H_out, int64_t W_out, int64_t C_in, int64_t C_out);
+bool winograd_pays(int64_t H_out, int64_t W_out, int64_t C_in, int64_t C_out);
 
+/// Channels must be whole vectors.
 template <int m, class T>
 void winograd_conv(const Conv3x3<T>& conv);
 
-/// dweight[o, kh, kw, c] for x: [N, H, W, C] and dout: [N, H_out, W_out, C_out].
+/// The same for dweight[o, kh, kw, c]; x: [N, H, W, C] and dout: [N, H_out, W_out, C_out].
 template <int m, class T>
 void winograd_weight_gradient(int64_t N, int64_t H, int64_t W, int64_t C, int64_t H_out,
                               int64_t W_out, int64_t C_out, int64_t padding, const T* x,

@@ -6,11 +6,14 @@ namespace mutilde {
 
 namespace {
 
-// Kernels trust the indices, so they are read here (on a device, one small copy to the host).
+// The CPU's kernels trust the indices, so they are read here. On a device they are not: each look
+// would make the host wait for all that was asked of the device before (core/backend.h says what its
+// kernels do with a wrong one).
 void require_indices(const char* op, const Tensor& index, const Tensor& table) {
   require_dtype(op, "index", index, DType::kInt64);
   require_same_device(op, "index", index, table);
-  for (const int64_t i : index.to_vector<int64_t>()) {
+  if (index.device().type != DeviceType::kCpu) return;
+  for (const int64_t i : index.values<int64_t>()) {
     if (i < 0 || i >= table.size(0)) {
       fail<Error>("{}: index {} is outside a table of {} rows", op, i, table.size(0));
     }

@@ -50,8 +50,8 @@ Tensor clamp(const Tensor& x, double low, double high);
 Tensor where(const Tensor& condition, const Tensor& a, const Tensor& b);
 Tensor less(const Tensor& a, const Tensor& b);           // uint8; not differentiable
 Tensor greater_equal(const Tensor& a, const Tensor& b);  // uint8; not differentiable
-/// Each element is kept with probability 1 - p and then scaled by 1 / (1 - p). Throws for p outside
-/// [0, 1).
+/// Each element is kept with probability 1 - p and then scaled by 1 / (1 - p).
+/// Throws for p outside [0, 1).
 Tensor dropout(const Tensor& x, double p, RandomPosition position);
 
 // Reductions (reduce.cpp). Empty `axes` means all. Reduced axes vanish unless keep_axes.
@@ -90,9 +90,9 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t
               int64_t padding = 0);
 
 // Normalisation (norm.cpp).
-/// x: [N, .., C]; each of `groups` groups of channels is normalised over all positions (biased
-/// variance, computed in two passes); weight, bias: [C]. Throws ShapeError if groups does not
-/// divide C.
+/// x: [N, .., C]; each of `groups` groups of channels is normalised over all
+/// positions (biased variance, computed in two passes); weight, bias: [C].
+/// Throws ShapeError if groups does not divide C.
 Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const Tensor& bias,
                   double norm_eps = 1e-5);
 /// Defined by: silu(group_norm(x) * (1 + scale) + shift), where scale_shift: [N, 2C] is scale and
@@ -102,9 +102,9 @@ Tensor group_norm_silu(const Tensor& x, int64_t groups, const Tensor& weight, co
 Tensor softmax(const Tensor& x);  // over the last axis
 
 // Attention (attention.cpp).
-/// qkv: [N, T, heads * 3 * D], laid out head by head (for each its q, then k, then v) -> [N, T,
-/// heads * D]. Defined by: softmax((q D^-1/4) (k D^-1/4)^T) v for each head. Never holds the T x T
-/// weights.
+/// qkv: [N, T, heads * 3 * D], laid out head by head (for each its q, then k, then v)
+/// -> [N, T, heads * D]. Defined by: softmax((q D^-1/4) (k D^-1/4)^T) v for each head.
+/// Never holds the T x T weights.
 Tensor attention(const Tensor& qkv, int64_t heads);
 
 // Resampling (resample.cpp), [N, H, W, C].
@@ -115,7 +115,8 @@ Tensor avg_pool2d(const Tensor& x, int64_t factor);
 Tensor resize_bilinear(const Tensor& x, int64_t height, int64_t width);
 
 // Tables (embedding.cpp).
-/// weight: [V, E], index: int64 of any shape -> [.., E]. Throws Error for an index outside [0, V).
+/// weight: [V, E], index: int64 of any shape -> [.., E]. Throws Error for an index outside [0, V);
+/// on another device than the CPU, where that would make the host wait, the row is NaN instead.
 Tensor embedding(const Tensor& weight, const Tensor& index);
 /// table: [T] float64; t: [N] int64. Entry t of a per-timestep table for each image, as float32 or
 /// float64, shaped [N, 1, .., 1] with `rank` axes so that it broadcasts over a batch. Not

@@ -114,8 +114,7 @@ class FloatNames {
 };
 TYPED_TEST_SUITE(CpuKernels, Floats, FloatNames);
 
-// --- Matrix products
-// -------------------------------------------------------------------------------------
+// --- Matrix products -----------------------------------------------------------------------------
 
 TYPED_TEST(CpuKernels, MatmulIsExactForEveryTransposition) {
   using T = TypeParam;
@@ -176,8 +175,7 @@ TYPED_TEST(CpuKernels, LinearAddsTheBiasToXTimesWeightTransposed) {
   }
 }
 
-// --- Convolution
-// -----------------------------------------------------------------------------------------
+// --- Convolution ---------------------------------------------------------------------------------
 
 std::vector<PlainConv> conv_cases() {
   std::vector<PlainConv> cases;
@@ -185,8 +183,8 @@ std::vector<PlainConv> conv_cases() {
     for (const int64_t stride : {1, 2, 3}) {
       for (const int64_t padding : {0, 1, 2}) {
         cases.push_back({2, 9, 7, 5, 6, kernel, kernel, stride, padding});
-        cases.push_back(
-            {7, 5, 6, 19, 35, kernel, kernel, stride, padding});  // small image, tails everywhere
+        // A small image, tails everywhere.
+        cases.push_back({7, 5, 6, 19, 35, kernel, kernel, stride, padding});
       }
     }
   }
@@ -301,8 +299,7 @@ TYPED_TEST(CpuKernels, ProductsDoNotDependOnTheNumberOfThreads) {
   });
 }
 
-// --- Normalisation
-// ---------------------------------------------------------------------------------------
+// --- Normalisation -------------------------------------------------------------------------------
 
 /// The plain norms compute in double and round once. The fast ones keep up to 128 terms of a
 /// channel in one chain of type T before they go on in double, so a sum is off by at most 128 *
@@ -395,8 +392,8 @@ TYPED_TEST(CpuKernels, GroupNormEqualsThePlainOneForwardAndBackward) {
     plain.run_plain(s, scaled);
     const double tolerance = norm_tolerance<T>();
     EXPECT_TRUE(within(fast.mean, plain.mean, tolerance)) << "mean";
-    // A group of a single element has variance 0: rstd is 316, and u cancels 316 * x against 316 *
-    // mean.
+    // A group of a single element has variance 0: rstd is 316, and u cancels
+    // 316 * x against 316 * mean.
     const double gain = s.P * s.C / s.groups == 1 ? 316 : 1;
     EXPECT_TRUE(within(fast.rstd, plain.rstd, tolerance * gain)) << "rstd";
     EXPECT_TRUE(within(fast.out, plain.out, tolerance * gain)) << "out";
@@ -479,8 +476,7 @@ TEST(Simd, ExpIsWithinTwoUnitsInTheLastPlace) {
   EXPECT_TRUE(std::isnan(simd::exp(simd::broadcast(std::nanf("")))[0]));
 }
 
-// --- Attention
-// -------------------------------------------------------------------------------------------
+// --- Attention -----------------------------------------------------------------------------------
 
 struct AttentionCase {
   int64_t N, positions, heads, D;

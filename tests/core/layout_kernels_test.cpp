@@ -10,7 +10,7 @@
 namespace mutilde {
 namespace {
 
-using namespace testing_kernels;  // NOLINT: the tests are written in its terms
+using namespace testing_kernels;
 
 template <class T>
 void check_permute(const Shape& shape, const std::vector<int>& axes) {
@@ -109,8 +109,8 @@ TEST(Cast, ToIntegersTruncatesAndSaturates) {
             (std::vector<int32_t>{1, -1, 300, -300, Limits::max(), Limits::min(), 0, 254}));
 }
 
-// The upper half of a float32, rounded to the nearest by exact arithmetic, ties to an even last
-// bit.
+// The upper half of a float32, rounded to the nearest by exact
+// arithmetic, ties to an even last bit.
 TEST(Cast, BFloat16RoundsToNearestEven) {
   std::vector<float> values = {
       0.0f, -0.0f, 1.0f, 3.3895314e38f, 3.4e38f, 1e-40f, std::numeric_limits<float>::infinity()};

@@ -47,8 +47,8 @@ using Arrays = std::vector<Array>;
 
 struct OpCase {
   std::string name;
-  /// float64 (or integers where the op wants them), and off kinks by more than twice gradcheck's
-  /// step.
+  /// float64 (or integers where the op wants them), and off kinks by more
+  /// than twice gradcheck's step.
   Tensors inputs = {};
   std::function<Tensor(const Tensors&)> op = {};
   /// The op's formula in double, as loops that follow its definition and nothing else.

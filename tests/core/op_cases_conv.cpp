@@ -83,6 +83,10 @@ std::vector<OpCase> conv_cases() {
       conv_case({"ManyChannels", {2, 9, 7, 35}, {67, 3, 3, 35}, 1, 1}),
       conv_case({"ManyChannelsStride2", {2, 9, 8, 32}, {48, 3, 3, 32}, 2, 1}),
       conv_case({"1x1ManyChannels", {2, 5, 7, 130}, {70, 1, 1, 130}, 1, 0}),
+      // In float32 these are large enough for Winograd's way; in float64 they are direct.
+      conv_case({"3x3Tiles", {2, 9, 10, 16}, {32, 3, 3, 16}, 1, 1}),
+      conv_case({"3x3TilesNoPadding", {1, 12, 10, 32}, {16, 3, 3, 32}, 1, 0}),
+      conv_case({"3x3TilesPaddingTwo", {3, 7, 8, 16}, {16, 3, 3, 16}, 1, 2, false}),
       conv_case({"FromRgb", {2, 17, 15, 3}, {64, 3, 3, 3}, 1, 1}),
       conv_case({"ToRgb", {2, 11, 13, 64}, {3, 3, 3, 64}, 1, 1})};
   // A 1x1 convolution is a linear layer on each pixel.

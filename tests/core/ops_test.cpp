@@ -93,8 +93,8 @@ class Gradient : public ::testing::TestWithParam<OpCase> {};
 class FusedEqualsComposition : public ::testing::TestWithParam<OpCase> {};
 class EmptyInput : public ::testing::TestWithParam<OpCase> {};
 
-// The reference is computed in double from the inputs as the op sees them, rounded to its
-// precision.
+// The reference is computed in double from the inputs as the op sees
+// them, rounded to its precision.
 void expect_forward_equals_reference(const OpCase& row, DType dtype) {
   for (const Device device : devices()) {
     const Tensors inputs = prepared(row.inputs, dtype, device);

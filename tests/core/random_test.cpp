@@ -119,8 +119,7 @@ TEST(Normal, IsBoxMullerOfTheWordsOfItsBlock) {
     const auto words = random_block(5, 9, 1 + i / 4);
     const uint32_t a = words[i % 4 / 2 * 2], b = words[i % 4 / 2 * 2 + 1];
     // Radius below 6. In float the angle, up to 2 pi, is rounded twice: an error of at most
-    // 2 * 2 pi * 2^-24 < 8e-7, hence 4.5e-6 of the product; the functions' own last bits come on
-    // top.
+    // 2 * 2 pi * 2^-24 < 8e-7, hence 4.5e-6 of the product; the functions' own last bits on top.
     EXPECT_NEAR(single[i], expected(a, b, i % 2 == 1, 24), 6e-6) << i;
     EXPECT_NEAR(twice[i], expected(a, b, i % 2 == 1, 32), 1e-13) << i;
   }
@@ -214,6 +213,22 @@ TEST(Generator, ContinuesFromItsPosition) {
   EXPECT_EQ(saved.offset, 8u);  // two whole blocks
   EXPECT_EQ(Generator(saved).normal({9}).to_vector<float>(),
             generator.normal({9}).to_vector<float>());
+}
+
+TEST(Generator, StartsAtABlock) {
+  EXPECT_NO_THROW(Generator(RandomPosition{1, 2, 8}).integers({4}, 10));
+  for (uint64_t offset : {1, 2, 3, 7}) {
+    try {
+      Generator(RandomPosition{1, 2, offset});
+      ADD_FAILURE() << "nothing was thrown at offset " << offset;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.what(),
+                fmt::format("Generator: the offset {} of the random position is no multiple of 4",
+                            offset));
+    }
+  }
+  EXPECT_THROW(Generator(1).normal({2}, DType::kBFloat16), DTypeError);
+  EXPECT_THROW(Generator(1).uniform({2}, DType::kInt64), DTypeError);
 }
 
 TEST(Integers, AreSpreadEvenly) {

@@ -9,7 +9,7 @@
 namespace mutilde {
 namespace {
 
-using namespace testing_kernels;  // NOLINT: the tests are written in its terms
+using namespace testing_kernels;
 
 template <class T>
 class ReduceKernels : public FloatKernels<T> {};

@@ -15,6 +15,7 @@
 
 #include "core/cpu/cpu_backend.h"
 #include "core/cpu/plain.h"
+#include "core/cpu/simd.h"
 #include "tests/core/kernel_testing.h"
 
 namespace mutilde {
@@ -76,15 +77,16 @@ Error error_of(const std::vector<T>& values, const std::vector<U>& expected) {
 
 template <int m>
 void expect_equal_to_plain() {
+  constexpr int64_t kLanes = simd::kLanes<double>;
   const std::vector<PlainConv> cases = {
-      {2, 8, 8, 8, 16, 3, 3, 1, 1},      // whole tiles
-      {1, 1, 1, 8, 8, 3, 3, 1, 1},       // one pixel, less than a tile
-      {3, 5, 7, 24, 40, 3, 3, 1, 1},     // tiles over the edge, a last panel of half its width
-      {2, 9, 6, 16, 8, 3, 3, 1, 0},      // no padding
-      {2, 6, 9, 8, 24, 3, 3, 1, 2},      // more of it
-      {30, 32, 32, 32, 32, 3, 3, 1, 1},  // many blocks, several chunks
-      {100, 4, 4, 16, 24, 3, 3, 1, 1},   // a tile an image
-      {0, 8, 8, 8, 8, 3, 3, 1, 1},       // no image
+      {2, 8, 8, 16, 16, 3, 3, 1, 1},                  // whole tiles
+      {1, 1, 1, 8, 8, 3, 3, 1, 1},                    // one pixel, less than a tile
+      {3, 5, 7, 3 * kLanes, 5 * kLanes, 3, 3, 1, 1},  // past the edge; a last panel half as wide
+      {2, 9, 6, 16, 8, 3, 3, 1, 0},                   // no padding
+      {2, 6, 9, 8, 24, 3, 3, 1, 2},                   // more of it
+      {30, 32, 32, 32, 32, 3, 3, 1, 1},               // many blocks, several chunks
+      {100, 4, 4, 16, 24, 3, 3, 1, 1},                // a tile an image
+      {0, 8, 8, 8, 8, 3, 3, 1, 1},                    // no image
   };
   for (const PlainConv& s : cases) {
     const int64_t out_size = s.N * s.H_out() * s.W_out() * s.C_out;
@@ -114,7 +116,7 @@ TEST(Winograd, TilesOf4EqualThePlainConvolution) { expect_equal_to_plain<4>(); }
 
 TEST(Winograd, GivesTheSameBitsOnAnyNumberOfThreads) {
   for (const int64_t N : {2, 16}) {
-    const PlainConv s{N, 18, 18, 32, 40, 3, 3, 1, 1};
+    const PlainConv s{N, 18, 18, 32, 48, 3, 3, 1, 1};
     const auto x = random_values<float>(s.N * s.H * s.W * s.C, 1);
     const auto weight = random_values<float>(s.C_out * 9 * s.C, 2);
     const auto dout = random_values<float>(s.N * s.H_out() * s.W_out() * s.C_out, 3);
@@ -127,6 +129,25 @@ TEST(Winograd, GivesTheSameBitsOnAnyNumberOfThreads) {
     const auto one = on_threads(1, all);
     EXPECT_EQ(on_threads(2, all), one);
     EXPECT_EQ(on_threads(3, all), one);
+  }
+}
+
+// A sample must not depend on what else is in its batch.
+TEST(Winograd, AnImageIsTheSameInAnyBatch) {
+  for (const int64_t size : {4, 8, 16}) {
+    const PlainConv s{16, size, size, 32, 32, 3, 3, 1, 1};
+    const auto x = random_values<float>(s.N * size * size * s.C, 1);
+    const auto weight = random_values<float>(s.C_out * 9 * s.C, 2);
+    const auto convolve = [&](int64_t N) {
+      std::vector<float> out(static_cast<size_t>(N * size * size * s.C_out));
+      const ConstView in{x.data(), DType::kFloat32, {N, size, size, s.C}};
+      CpuBackend().conv2d(in, {weight.data(), DType::kFloat32, {s.C_out, 3, 3, s.C}}, {}, {1, 1},
+                          {out.data(), DType::kFloat32, {N, size, size, s.C_out}});
+      out.resize(static_cast<size_t>(size * size * s.C_out));  // the first image
+      return out;
+    };
+    EXPECT_EQ(convolve(1), convolve(16)) << size;
+    EXPECT_EQ(convolve(3), convolve(16)) << size;
   }
 }
 

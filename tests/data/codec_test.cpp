@@ -191,7 +191,7 @@ TEST_F(Codec, KnowsImagesByTheirNames) {
 
 TEST_F(Codec, RefusesToEncodeNothing) {
   EXPECT_THROW(encode_png(Image()), Error);
-  EXPECT_THROW(encode_jpeg(Image(1, 1, 5)), Error);
+  EXPECT_THROW(encode_png(Image(1, 1, 5)), Error);
 }
 
 }  // namespace

@@ -62,6 +62,9 @@ inline Image wave_image(int height, int width, int channels, int seed = 0) {
   return image;
 }
 
+/// The bytes of a JPEG file, which the library only reads. Defined in encode_jpeg.cpp.
+std::vector<uint8_t> encode_jpeg(const Image& image);
+
 /// The one line that a FileError says; anything else gives a text that no test expects.
 inline std::string file_error(const std::function<void()>& action) {
   try {

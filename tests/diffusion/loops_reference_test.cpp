@@ -1,5 +1,5 @@
-// Whole loops against the original's numbers: sampling with DDPM and DDIM, DDIM backwards, the
-// bound.
+// Whole loops against the original's numbers: sampling with DDPM and
+// DDIM, DDIM backwards, the bound.
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 

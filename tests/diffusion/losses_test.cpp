@@ -26,8 +26,8 @@ double normal_density(double x, double mean, double log_variance) {
          std::sqrt(2 * std::numbers::pi * std::exp(log_variance));
 }
 
-/// Trapezoidal rule, which converges faster than any power for a function that dies out at both
-/// ends.
+/// Trapezoidal rule, which converges faster than any power for a function
+/// that dies out at both ends.
 template <class Function>
 double integral(double from, double to, const Function& f) {
   constexpr int kSteps = 20000;
@@ -79,8 +79,8 @@ TEST(Losses, ProbabilitiesOfAllPixelValuesSumToOne) {
   }
 }
 
-/// Two images each at t = 0, in the middle and at the end, float64, and a process that learns its
-/// variance.
+/// Two images each at t = 0, in the middle and at the end, float64, and a
+/// process that learns its variance.
 class Terms : public ::testing::Test {
  protected:
   static constexpr int64_t T = 30;

@@ -163,8 +163,8 @@ TEST_P(Posterior, DirectMeanFollowsEq13) {
   EXPECT_TRUE(close(mean_from_eps(schedule, x_t, t, eps), expected, kRoundOff));
 }
 
-// The question that this project exists to answer, as a test. x_t and eps are any: nothing here is
-// near an image.
+// The question that this project exists to answer, as a test. x_t and eps are any:
+// nothing here is near an image.
 TEST_P(Posterior, MeanEqualsEq13WithoutClipping) {
   const Tensor direct = mean_from_eps(schedule, x_t, t, eps);
   const Tensor through_x0 = mean_through_x0(schedule, x_t, t, eps, /*clip=*/false);

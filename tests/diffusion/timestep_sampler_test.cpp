@@ -117,8 +117,8 @@ TEST(LossSecondMoment, RefusesLossesThatAreNone) {
   EXPECT_THROW(sampler.update_with_losses(test::timesteps({1, 2}), losses({1})), Error);
 }
 
-// The frequency of a probability p in n draws has standard deviation sqrt(p (1 - p) / n): 5 of
-// them.
+// The frequency of a probability p in n draws has standard deviation
+// sqrt(p (1 - p) / n): 5 of them.
 void expect_frequencies(const TimestepSampler& sampler) {
   constexpr int64_t kDraws = 200000;
   Generator generator(17);

@@ -111,8 +111,8 @@ TEST_P(UNetReference, OutputAndEveryGradientAgree) {
     SCOPED_TRACE(name);
     const Tensor expected = file.read("grad." + name);
     if (reference.is_zero(name)) {
-      // Mathematically zero (a constant in front of a norm, a key's bias): both sides are
-      // round-off.
+      // Mathematically zero (a constant in front of a norm, a key's bias):
+      // both sides are round-off.
       EXPECT_TRUE(test::close(gradient, expected, 0, 1e-5 * reference.largest_gradient));
     } else {
       EXPECT_TRUE(test::close(gradient, expected, c.gradient_tolerance));

@@ -21,8 +21,8 @@ inline std::string data_path(const std::string& name) {
   return std::string(MUTILDE_TEST_DATA) + "/" + name;
 }
 
-/// [.., C, H, W] -> [.., H, W, C]; also [C_out, C, kH, kW] -> [C_out, kH, kW, C]. float32 or
-/// float64.
+/// [.., C, H, W] -> [.., H, W, C]; also [C_out, C, kH, kW] -> [C_out, kH, kW, C].
+/// float32 or float64.
 inline Tensor nchw_to_nhwc(const Tensor& x) {
   const int rank = x.rank();
   const int64_t C = x.size(-3), H = x.size(-2), W = x.size(-1);
@@ -71,9 +71,9 @@ inline std::string index_of(const Shape& shape, int64_t i) {
   return "[" + text + "]";
 }
 
-/// |a - b| <= atol + rtol * max|b| for every element, where b is what is expected; the maximum is
-/// over all of b. Elements that are equal (infinities too) pass, a NaN never does. Names the worst
-/// element.
+/// |a - b| <= atol + rtol * max|b| for every element, where b is what is expected;
+/// the maximum is over all of b. Elements that are equal (infinities too) pass, a NaN never does.
+/// Names the worst element.
 inline ::testing::AssertionResult close(const Tensor& a, const Tensor& b, double rtol,
                                         double atol = 0.0) {
   if (!(a.shape() == b.shape())) {

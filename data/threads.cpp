@@ -1,4 +1,4 @@
-#include "data/parallel.h"
+#include "data/threads.h"
 
 #include <algorithm>
 #include <atomic>
@@ -9,7 +9,7 @@
 
 namespace mutilde {
 
-void parallel_tasks(int64_t count, const std::function<void(int64_t)>& task, int threads) {
+void run_on_threads(int64_t count, const std::function<void(int64_t)>& task, int threads) {
   if (threads <= 0) threads = static_cast<int>(std::max(std::thread::hardware_concurrency(), 1U));
   std::atomic<int64_t> next = 0;
   std::atomic<bool> failed = false;

@@ -1,0 +1,51 @@
+// What the tutorials share: their command line, a few images, and pictures with labels.
+#pragma once
+
+#include <array>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "app/plot.h"
+#include "core/random.h"
+#include "core/tensor.h"
+#include "data/image.h"
+
+namespace mutilde::tutorial {
+
+struct Options {
+  std::filesystem::path out = "out/tutorials";  // where the pictures go
+  bool full = false;                            // the long version, where there is one
+};
+
+/// A tutorial's main(): reads --out DIR, --full and --help, runs the body, and turns an error into
+/// one line and exit code 2.
+int run(int argc, char** argv, void (*body)(const Options& options));
+
+/// The first n test images of Fashion-MNIST, [n, 28, 28, 1], float64 in [-1, 1]. Where the data set
+/// is not installed it says so and draws n rings instead.
+Tensor images(int64_t n);
+
+/// Entry t of a table of the schedule.
+inline double at(const Tensor& table, int64_t t) { return table.data<double>()[t]; }
+inline Tensor normal_like(const Tensor& x, Generator& random) {
+  return random.normal(x.shape(), x.dtype());
+}
+
+/// The curve of f over t = 0 .. T - 1, for app::draw_plot.
+app::Curve curve(const std::string& name, const std::array<uint8_t, 3>& colour, int64_t T,
+                 const std::function<double(int64_t t)>& f);
+
+/// One row of a picture: [K, H, W, 1], in [-1, 1].
+struct Row {
+  std::string label;
+  Tensor images;
+};
+/// Rows of images, each pixel enlarged `scale` times, with a label over every column.
+Image labelled_rows(const std::vector<std::string>& columns, const std::vector<Row>& rows,
+                    int scale = 3);
+/// Writes out/name as PNG and says so.
+void save(const Options& options, const std::string& name, const Image& image);
+
+}  // namespace mutilde::tutorial
