@@ -67,7 +67,7 @@ Tensor parse_npy(const std::string& path, const std::string& bytes, const std::s
     int64_t size = 0;
     const auto [next, error] = std::from_chars(at, end, size);
     const bool sane =
-        error == std::errc{} && size >= 0 && size < (int64_t{1} << 31) && sizes.size() < 4;
+        error == std::errc{} && size > 0 && size < (int64_t{1} << 31) && sizes.size() < 4;
     if (!sane) refuse("a numpy array of a shape that cannot be");
     sizes.push_back(size);
     at = std::find_if_not(next, end, [](char c) { return c == ',' || c == ' '; });

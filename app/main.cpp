@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <exception>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -76,10 +77,13 @@ int report(std::string message) {
 }  // namespace mutilde::app
 
 int main(int argc, char** argv) {
+  constexpr const char* kSmallerBatch = "; a smaller --batch_size needs less";
   try {
     return mutilde::app::run({argv + 1, argv + argc});
+  } catch (const mutilde::OutOfMemoryError& error) {
+    return mutilde::app::report(std::string(error.what()) + kSmallerBatch);
   } catch (const std::bad_alloc&) {
-    return mutilde::app::report("out of memory");
+    return mutilde::app::report(std::string("out of memory") + kSmallerBatch);
   } catch (const std::exception& error) {
     return mutilde::app::report(error.what());
   }

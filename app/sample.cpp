@@ -74,10 +74,12 @@ CommandLine sample_command_line(SampleFlags& flags) {
 void check_flags(const CommandLine& line, const SampleFlags& flags) {
   if (flags.checkpoint.empty())
     fail<UsageError>("a checkpoint is missing: mutilde sample CHECKPOINT");
-  if (flags.num_samples < 1)
-    fail<UsageError>("--num_samples is {}, at least 1 expected", flags.num_samples);
-  if (flags.batch_size < 1)
-    fail<UsageError>("--batch_size is {}, at least 1 expected", flags.batch_size);
+  constexpr int64_t kMost = 10'000'000;  // they are all in memory at the end
+  for (const auto& [name, count] : {std::pair{"--num_samples", flags.num_samples},
+                                    std::pair{"--batch_size", flags.batch_size}}) {
+    if (count < 1) fail<UsageError>("{} is {}, at least 1 expected", name, count);
+    if (count > kMost) fail<UsageError>("{} is {}, at most {} expected", name, count, kMost);
+  }
   if (flags.seed < 0) fail<UsageError>("--seed is {}, at least 0 expected", flags.seed);
   if (flags.label < -1)
     fail<UsageError>("--class is {}, a class from 0, or -1, expected", flags.label);

@@ -1,6 +1,8 @@
 #include "core/caching_allocator.h"
 
 #include <algorithm>
+#include <bit>
+#include <cstdint>
 #include <utility>
 
 namespace mutilde {
@@ -10,12 +12,7 @@ namespace {
 // Sizes are rounded up, to 64 bytes below 4 KiB and to 1/8 of their power of two above: few
 // distinct sizes, at most 12.5 % lost.
 size_t rounded(size_t bytes) {
-  size_t grain = 64;
-  if (bytes >= 4096) {
-    size_t power = 4096;
-    while (power * 2 <= bytes) power *= 2;
-    grain = power / 8;
-  }
+  const size_t grain = bytes < 4096 ? 64 : std::bit_floor(bytes) / 8;
   return (bytes + grain - 1) / grain * grain;
 }
 
@@ -28,8 +25,13 @@ CachingAllocator::~CachingAllocator() { release_cached_locked(); }
 
 void* CachingAllocator::allocate(size_t bytes) {
   if (bytes == 0) return nullptr;
-  const size_t size = rounded(bytes);
   std::lock_guard lock(mutex_);
+  const auto give_up = [&] {
+    fail<OutOfMemoryError>("out of memory: {} bytes asked, {} bytes live", bytes,
+                           stats_.live_bytes);
+  };
+  if (bytes > PTRDIFF_MAX) give_up();  // no object can be as large; rounding would overflow
+  const size_t size = rounded(bytes);
   void* data = nullptr;
   if (const auto fit = free_.find(size); fit != free_.end()) {
     data = fit->second.back();
@@ -42,10 +44,7 @@ void* CachingAllocator::allocate(size_t bytes) {
     release_cached_locked();
     data = allocate_(size);
   }
-  if (data == nullptr) {
-    fail<Error>("out of memory: {} bytes asked, {} bytes live; a smaller --batch_size needs less",
-                bytes, stats_.live_bytes);
-  }
+  if (data == nullptr) give_up();
   stats_.live_bytes += static_cast<int64_t>(size);
   stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.live_bytes);
   return data;

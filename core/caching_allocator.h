@@ -19,8 +19,8 @@ class CachingAllocator {
   CachingAllocator(Allocate allocate, Release release);
   ~CachingAllocator();
 
-  /// Never null for bytes > 0. Frees the cache and tries again before it throws Error (what was
-  /// asked, what is live). Thread-safe, like all the functions here.
+  /// Never null for bytes > 0. Frees the cache and tries again before it throws OutOfMemoryError
+  /// (what was asked, what is live). Thread-safe, like all the functions here.
   void* allocate(size_t bytes);
   void release(void* data, size_t bytes);
   void release_cached();

@@ -34,6 +34,12 @@ class AutogradError : public Error {
   using Error::Error;
 };
 
+/// More memory asked than there is.
+class OutOfMemoryError : public Error {
+ public:
+  using Error::Error;
+};
+
 /// A file that is missing, cut short, or not what it claims to be.
 class FileError : public Error {
  public:

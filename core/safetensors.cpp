@@ -157,11 +157,14 @@ class SafetensorsHeader {
              int{Shape::kMaxRank});
     }
     int64_t bytes = static_cast<int64_t>(type.bytes);
-    for (const int64_t size : sizes) {
-      if (__builtin_mul_overflow(bytes, size, &bytes)) {
+    bool empty = false;
+    for (const int64_t size : sizes) {  // as Shape counts: an axis of 0 excuses no other
+      empty |= size == 0;
+      if (size > 0 && __builtin_mul_overflow(bytes, size, &bytes)) {
         refuse("tensor {}: shape [{}] overflows", name, fmt::join(sizes, ","));
       }
     }
+    if (empty) bytes = 0;
     const std::vector<int64_t> offsets = counts(name, description, "data_offsets");
     if (offsets.size() != 2) {
       refuse("tensor {}: data_offsets holds {} numbers, expected 2", name, offsets.size());

@@ -9,8 +9,16 @@ Shape::Shape(std::span<const int64_t> sizes) : rank_(static_cast<int>(sizes.size
     fail<ShapeError>("shape: {} axes given, at most {} are possible", sizes.size(), kMaxRank);
   }
   std::copy(sizes.begin(), sizes.end(), sizes_.begin());
-  for (int64_t size : sizes) {
+  check_sizes();
+}
+
+void Shape::check_sizes() const {
+  int64_t product = 1;
+  for (int64_t size : *this) {
     if (size < 0) fail<ShapeError>("shape: negative size {} in {}", size, to_string());
+    if (size > 0 && __builtin_mul_overflow(product, size, &product)) {
+      fail<ShapeError>("shape: {} has more elements than 64 bits can count", to_string());
+    }
   }
 }
 
@@ -32,6 +40,7 @@ int Shape::axis_index(int axis) const {
 Shape Shape::with(int axis, int64_t size) const {
   Shape shape = *this;
   shape.sizes_[static_cast<size_t>(axis_index(axis))] = size;
+  shape.check_sizes();
   return shape;
 }
 

@@ -18,7 +18,8 @@ class Shape {
   Shape() = default;  // rank 0: a scalar, one element
   Shape(std::initializer_list<int64_t> sizes)
       : Shape(std::span<const int64_t>(sizes.begin(), sizes.size())) {}
-  /// Throws ShapeError for a negative size or a rank over kMaxRank.
+  /// Throws ShapeError for a negative size, a rank over kMaxRank, or sizes whose product (without
+  /// those that are 0) is 2^63 or more: neither numel() nor any product() overflows.
   explicit Shape(std::span<const int64_t> sizes);
 
   int rank() const { return rank_; }
@@ -26,7 +27,7 @@ class Shape {
   int64_t numel() const;
   /// Size of an axis; negative axes count from the end. Throws ShapeError if there is no such axis.
   int64_t operator[](int axis) const { return sizes_[static_cast<size_t>(axis_index(axis))]; }
-  /// The same shape with one axis of another size.
+  /// The same shape with one axis of another size. Throws ShapeError as the constructor does.
   Shape with(int axis, int64_t size) const;
   /// Maps -rank..rank-1 to 0..rank-1. Throws ShapeError outside.
   int axis_index(int axis) const;
@@ -39,6 +40,8 @@ class Shape {
   std::string to_string() const;  // "[8,32,32,3]"
 
  private:
+  void check_sizes() const;
+
   std::array<int64_t, kMaxRank> sizes_{};
   int rank_ = 0;
 };

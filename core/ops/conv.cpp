@@ -15,6 +15,10 @@ Shape conv2d_shape(const Tensor& x, const Tensor& weight, int64_t stride, int64_
     fail<ShapeError>("conv2d: stride {} and padding {} given, at least 1 and 0 are expected",
                      stride, padding);
   }
+  constexpr int64_t kMostPadding = int64_t{1} << 40;  // so that no sum below overflows
+  if (padding > kMostPadding || x.size(1) > kMostPadding || x.size(2) > kMostPadding) {
+    fail<ShapeError>("conv2d: input {} with a padding of {} is too large", x.shape(), padding);
+  }
   const int64_t room_h = x.size(1) + 2 * padding - weight.size(1);
   const int64_t room_w = x.size(2) + 2 * padding - weight.size(2);
   if (room_h < 0 || room_w < 0 || weight.size(1) < 1 || weight.size(2) < 1) {

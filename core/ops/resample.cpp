@@ -12,8 +12,9 @@ void require_images(const char* op, const Tensor& x) {
 }
 
 Tensor call_upsample(const Tensor& x, int64_t factor, double scale) {
-  const Tensor out = Tensor::empty({x.size(0), x.size(1) * factor, x.size(2) * factor, x.size(3)},
-                                   x.dtype(), x.device());
+  const int64_t height = size_product("upsample_nearest", x.size(1), factor);
+  const int64_t width = size_product("upsample_nearest", x.size(2), factor);
+  const Tensor out = Tensor::empty({x.size(0), height, width, x.size(3)}, x.dtype(), x.device());
   backend(x).upsample_nearest(x, factor, scale, out);
   return out;
 }
@@ -43,7 +44,7 @@ Tensor avg_pool2d(const Tensor& x, int64_t factor) {
     fail<ShapeError>("avg_pool2d: {} does not divide into blocks of {} x {}", x.shape(), factor,
                      factor);
   }
-  const double scale = 1.0 / static_cast<double>(factor * factor);
+  const double side = static_cast<double>(factor), scale = 1.0 / (side * side);
   return record("avg_pool2d", call_sum_pool(x, factor, scale), {x},
                 [factor, scale](const Tensor& cotangent) -> std::vector<Tensor> {
                   return {call_upsample(cotangent, factor, scale)};
