@@ -14,11 +14,17 @@ std::atomic<uint64_t> next_order{1};
 
 using NodePtr = std::shared_ptr<Node>;
 
-// sum += term, in place where nobody else can see the buffer.
-void add_to(Tensor& sum, const Tensor& term) {
+// sum += term, in place where nobody else can see the buffer: cotangents of the result of `op`.
+void add_to(Tensor& sum, const Tensor& term, const char* op) {
   if (!sum.defined()) {
     sum = term;
     return;
+  }
+  if (sum.dtype() == DType::kBFloat16) {
+    fail<DTypeError>(
+        "backward: cannot add up the bfloat16 cotangents of '{}', float32 or float64 "
+        "is expected",
+        op);
   }
   if (!sum.unique()) sum = sum.clone();
   backend(sum).accumulate(term, sum);
@@ -54,13 +60,12 @@ void check_cotangent(const Node& consumer, const Node& input, const Tensor& cota
 
 void finish_leaf(Node& leaf, Tensor cotangent) {
   if (leaf.grad.defined()) {
-    add_to(leaf.grad, cotangent);
+    add_to(leaf.grad, cotangent, leaf.op);
   } else {
     // A buffer that an op or the caller still holds must not become the gradient that others
     // change.
     leaf.grad = cotangent.unique() ? std::move(cotangent) : cotangent.clone();
   }
-  if (leaf.hook) leaf.hook(leaf.grad);
 }
 
 }  // namespace
@@ -126,16 +131,24 @@ void backward(const Tensor& root, const Tensor& cotangent) {
       cotangent.defined() ? cotangent.detach()
                           : Tensor::full(root.shape(), 1.0, root.dtype(), root.device());
 
+  const auto take_cotangent = [&](Node* node) {
+    const auto found = cotangents.find(node);
+    if (found == cotangents.end()) return Tensor{};
+    Tensor taken = std::move(found->second);
+    cotangents.erase(found);
+    return taken;
+  };
+
   // A node is ready when all its consumers have run; among the ready ones the latest made goes
-  // first, which is the order in which the buffers of the forward pass become free.
+  // first, which is the order in which the buffers of the forward pass become free. Leaves do not
+  // wait for their turn: they were made first, and their gradients would pile up until the end.
   const auto earlier = [](const NodePtr& a, const NodePtr& b) { return a->order < b->order; };
   std::priority_queue<NodePtr, std::vector<NodePtr>, decltype(earlier)> ready(earlier);
   ready.push(root.node());
   while (!ready.empty()) {
     const NodePtr node = ready.top();
     ready.pop();
-    Tensor dout = std::move(cotangents[node.get()]);
-    cotangents.erase(node.get());
+    Tensor dout = take_cotangent(node.get());
     if (node->is_leaf()) {
       if (dout.defined()) finish_leaf(*node, std::move(dout));
       continue;
@@ -154,10 +167,15 @@ void backward(const Tensor& root, const Tensor& cotangent) {
       if (!inputs[i]) continue;
       if (gradients[i].defined()) {
         check_cotangent(*node, *inputs[i], gradients[i]);
-        add_to(cotangents[inputs[i].get()], gradients[i]);
+        add_to(cotangents[inputs[i].get()], gradients[i], inputs[i]->op);
         gradients[i] = {};
       }
-      if (--uses_left[inputs[i].get()] == 0) ready.push(inputs[i]);
+      if (--uses_left[inputs[i].get()] > 0) continue;
+      if (!inputs[i]->is_leaf()) {
+        ready.push(inputs[i]);
+      } else if (Tensor sum = take_cotangent(inputs[i].get()); sum.defined()) {
+        finish_leaf(*inputs[i], std::move(sum));
+      }
     }
   }
 }

@@ -28,9 +28,8 @@ struct Node {
   uint64_t order = 0;                         // grows with each op
   std::vector<std::shared_ptr<Node>> inputs;  // null where no gradient is wanted
   BackwardFunction backward;
-  bool freed = false;                            // by an earlier walk
-  Tensor grad;                                   // leaves only
-  std::function<void(const Tensor& grad)> hook;  // leaves only
+  bool freed = false;  // by an earlier walk
+  Tensor grad;         // leaves only
 
   bool is_leaf() const { return inputs.empty() && !freed; }
   ~Node();  // iterative, so that a graph of any depth can be dropped
@@ -44,7 +43,8 @@ Tensor record(const char* op, Tensor output, const std::vector<Tensor>& inputs,
               BackwardFunction backward);
 
 /// Walks the graph under `root` once, in reverse order of creation, without recursion. Gradients
-/// accumulate in the leaves; what a node saved is freed as soon as it ran.
+/// accumulate in the leaves, each as soon as the last op that uses the leaf ran; what a node saved
+/// is freed as soon as it ran.
 /// Throws AutogradError: root does not require a gradient; a cotangent is missing for a non-scalar
 /// root; the graph was freed by an earlier walk. Throws ShapeError: cotangent and root differ in
 /// shape.

@@ -20,22 +20,16 @@ struct Storage {
   void* data;
 };
 
-namespace {
-
-template <class From, class To>
-void convert(const void* from, To* to, int64_t n) {
-  const From* source = static_cast<const From*>(from);
-  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<To>(source[i]);
-}
-
-}  // namespace
-
 Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
   Tensor tensor;
   tensor.shape_ = shape;
   tensor.dtype_ = dtype;
-  tensor.storage_ =
-      std::make_shared<Storage>(static_cast<size_t>(shape.numel()) * size_of(dtype), device);
+  size_t bytes = 0;
+  if (__builtin_mul_overflow(static_cast<size_t>(shape.numel()), size_of(dtype), &bytes)) {
+    fail<ShapeError>("Tensor::empty: the bytes of {} {} are more than 64 bits can count",
+                     name_of(dtype), shape);
+  }
+  tensor.storage_ = std::make_shared<Storage>(bytes, device);
   return tensor;
 }
 
@@ -61,9 +55,10 @@ Tensor Tensor::from(const Shape& shape, const std::vector<T>& values) {
 }
 
 Tensor Tensor::arange(int64_t n) {
-  std::vector<int64_t> values(static_cast<size_t>(n));
+  const Tensor tensor = empty({n}, DType::kInt64);
+  const std::span<int64_t> values = tensor.values<int64_t>();
   std::iota(values.begin(), values.end(), int64_t{0});
-  return from<int64_t>({n}, values);
+  return tensor;
 }
 
 Device Tensor::device() const { return defined() ? storage_->device : Device{}; }
@@ -90,27 +85,12 @@ T* Tensor::data() const {
 template <class T>
 std::vector<T> Tensor::to_vector() const {
   if (device().type != DeviceType::kCpu) return detach().to(Device::cpu()).to_vector<T>();
-  std::vector<T> values(static_cast<size_t>(numel()));
-  switch (dtype_) {
-    case DType::kFloat32:
-      convert<float>(raw(), values.data(), numel());
-      break;
-    case DType::kFloat64:
-      convert<double>(raw(), values.data(), numel());
-      break;
-    case DType::kInt32:
-      convert<int32_t>(raw(), values.data(), numel());
-      break;
-    case DType::kInt64:
-      convert<int64_t>(raw(), values.data(), numel());
-      break;
-    case DType::kUInt8:
-      convert<uint8_t>(raw(), values.data(), numel());
-      break;
-    case DType::kBFloat16:
-      return detach().to(DType::kFloat32).to_vector<T>();
+  if (dtype_ != dtype_of<T>()) {
+    const Tensor converted = detach().to(dtype_of<T>());
+    return converted.to_vector<T>();
   }
-  return values;
+  const std::span<T> elements = values<T>();
+  return {elements.begin(), elements.end()};
 }
 
 double Tensor::item() const {
@@ -158,7 +138,12 @@ void Tensor::copy_(const Tensor& from) const {
 Tensor& Tensor::set_requires_grad(bool wanted) {
   if (!wanted) {
     node_ = nullptr;
-  } else if (node_ == nullptr) {
+  } else if (node_ != nullptr) {
+    if (!node_->is_leaf()) {
+      fail<AutogradError>("set_requires_grad: the tensor is the result of '{}'; detach() it first",
+                          node_->op);
+    }
+  } else {
     if (!is_floating(dtype_)) {
       fail<DTypeError>("set_requires_grad: a floating dtype expected, the tensor holds {}",
                        name_of(dtype_));
@@ -175,12 +160,6 @@ Tensor Tensor::grad() const { return node_ ? node_->grad : Tensor{}; }
 void Tensor::set_grad(const Tensor& grad) const {
   if (node_ == nullptr || !node_->is_leaf()) fail<AutogradError>("set_grad: the tensor is no leaf");
   node_->grad = grad;
-}
-
-void Tensor::on_gradient(std::function<void(const Tensor& grad)> hook) const {
-  if (node_ == nullptr || !node_->is_leaf())
-    fail<AutogradError>("on_gradient: the tensor is no leaf");
-  node_->hook = std::move(hook);
 }
 
 void Tensor::backward() const { mutilde::backward(*this); }

@@ -4,7 +4,6 @@
 // same storage; nothing else is, and there are no strides (docs/design.md says why).
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -22,7 +21,7 @@ class Tensor {
  public:
   Tensor() = default;  // undefined: no storage, no shape
 
-  // Making tensors.
+  // Making tensors. Throws ShapeError if the bytes overflow, OutOfMemoryError if there are too few.
   static Tensor empty(const Shape& shape, DType dtype = DType::kFloat32, Device device = {});
   static Tensor zeros(const Shape& shape, DType dtype = DType::kFloat32, Device device = {});
   static Tensor full(const Shape& shape, double value, DType dtype = DType::kFloat32,
@@ -55,7 +54,8 @@ class Tensor {
   std::span<T> values() const {
     return {data<T>(), static_cast<size_t>(numel())};
   }
-  /// A copy of the elements, from any device, converted from any dtype.
+  /// A copy of the elements, from any device, converted from any dtype as by to(): floating to
+  /// integer saturates.
   template <class T>
   std::vector<T> to_vector() const;
   /// The only element, as a double. Throws ShapeError if there is not exactly one.
@@ -81,13 +81,13 @@ class Tensor {
 
   // Autograd.
   bool requires_grad() const { return node_ != nullptr; }
-  /// Makes this a leaf whose gradient is wanted (or not). Floating dtypes only.
+  /// True: makes this a leaf whose gradient is wanted. Throws AutogradError for the result of an op
+  /// (detach() it first), DTypeError unless the dtype is floating. False: takes this handle out of
+  /// the graph.
   Tensor& set_requires_grad(bool wanted);
   /// The accumulated gradient of a leaf; undefined before the first backward().
   Tensor grad() const;
   void set_grad(const Tensor& grad) const;  // an undefined tensor clears it
-  /// Called when this leaf's gradient is complete within a backward walk.
-  void on_gradient(std::function<void(const Tensor& grad)> hook) const;
   /// Accumulates d(contraction of this with the cotangent) into every leaf of the graph and frees
   /// the graph. A scalar needs no cotangent. Throws AutogradError (see autograd.h).
   void backward() const;

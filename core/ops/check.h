@@ -14,8 +14,9 @@ inline void require_defined(const char* op, const char* name, const Tensor& x) {
 
 inline void require_floating(const char* op, const char* name, const Tensor& x) {
   require_defined(op, name, x);
-  if (!is_floating(x.dtype())) {
-    fail<DTypeError>("{}: {} is {}, a floating dtype is expected", op, name, name_of(x.dtype()));
+  // A bfloat16 is floating, but no kernel computes with it yet.
+  if (!is_floating(x.dtype()) || x.dtype() == DType::kBFloat16) {
+    fail<DTypeError>("{}: {} is {}, float32 or float64 is expected", op, name, name_of(x.dtype()));
   }
 }
 
@@ -54,6 +55,15 @@ inline void require_shape(const char* op, const char* name, const Tensor& x, con
   if (!(x.shape() == shape)) {
     fail<ShapeError>("{}: {} is {}, {} is expected", op, name, x.shape(), shape);
   }
+}
+
+/// a * b, a size of the output. Throws ShapeError if it overflows.
+inline int64_t size_product(const char* op, int64_t a, int64_t b) {
+  int64_t product = 0;
+  if (__builtin_mul_overflow(a, b, &product)) {
+    fail<ShapeError>("{}: a size of {} times {} is more than 64 bits can count", op, a, b);
+  }
+  return product;
 }
 
 /// What a backward needs of a tensor, outside the graph; nothing where it is not needed.

@@ -126,12 +126,54 @@ TEST(Autograd, RecordsNothingUnderNoGradOrBehindDetach) {
   EXPECT_TRUE(exp(x).requires_grad());
 }
 
-TEST(Autograd, CallsTheHookOnceWithTheCompleteGradient) {
-  const Tensor x = leaf({3}), y = leaf({4});
-  std::vector<double> seen;
-  x.on_gradient([&](const Tensor& grad) { seen.push_back(grad.item()); });
-  sum(x * y + x * x).backward();
-  EXPECT_THAT(seen, ElementsAre(4 + 6));
+TEST(Autograd, MakesLeavesOfNothingElse) {
+  Tensor x = leaf({1});
+  x.set_requires_grad(true);  // it is one
+  Tensor y = exp(x);
+  EXPECT_THAT(message_of<AutogradError>([&] { y.set_requires_grad(true); }),
+              HasSubstr("the result of 'exp'"));
+  y.backward();
+  EXPECT_THAT(message_of<AutogradError>([&] { y.set_requires_grad(true); }),
+              HasSubstr("the result of 'exp'"));
+  EXPECT_TRUE(y.detach().set_requires_grad(true).node()->is_leaf());
+  EXPECT_FALSE(y.set_requires_grad(false).requires_grad());
+}
+
+TEST(Autograd, NamesTheOpWhoseBFloat16CotangentsItCannotAddUp) {
+  const Tensor x = leaf({1, 2});
+  const Tensor y = x.to(DType::kBFloat16);
+  sum(y.to(DType::kFloat64)).backward();  // one is passed on
+  EXPECT_THAT(x.grad().to_vector<double>(), ElementsAre(1, 1));
+  const Tensor z = x.to(DType::kBFloat16);
+  const Tensor twice = z.to(DType::kFloat64) + z.to(DType::kFloat64);
+  EXPECT_THAT(message_of<DTypeError>([&] { sum(twice).backward(); }),
+              HasSubstr("bfloat16 cotangents of 'cast'"));
+}
+
+// Adding to gradients that are there takes the memory of one more, not of all of them.
+TEST(Autograd, FinishesEachLeafWhenItsLastUseIsDone) {
+  Backend& cpu = backend(Device::cpu());
+  constexpr int kLeaves = 12;
+  constexpr int64_t kBytes = int64_t{1} << 18;
+  std::vector<Tensor> weights;
+  for (int i = 0; i < kLeaves; ++i)
+    weights.push_back(Tensor::full({kBytes / 4}, i).set_requires_grad(true));
+  const auto loss = [&] {
+    Tensor y = 2.0 * weights[0];
+    for (const Tensor& weight : weights) y = y + 3.0 * weight;  // saves nothing
+    return sum(y);
+  };
+  loss().backward();
+  const Tensor again = loss();
+  const int64_t before = cpu.memory_stats().live_bytes;
+  cpu.reset_peak_memory();
+  again.backward();
+  // The cotangent of the sum so far, that of a product, and that of weight 0, which waits for its
+  // first use.
+  EXPECT_LE(cpu.memory_stats().peak_bytes - before, 4 * kBytes);
+  EXPECT_LE(cpu.memory_stats().live_bytes, before);
+  EXPECT_EQ(weights[0].grad().to_vector<float>()[5], 2 * (2 + 3));
+  EXPECT_EQ(weights[7].grad().to_vector<float>()[5], 2 * 3);
 }
 
 TEST(Autograd, FreesWhatANodeSavedAsSoonAsItRan) {

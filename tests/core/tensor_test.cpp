@@ -1,5 +1,8 @@
 #include "core/tensor.h"
 
+#include <cmath>
+#include <cstdint>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -36,6 +39,18 @@ TEST(Shape, RefusesNegativeSizesTooManyAxesAndMissingAxes) {
   EXPECT_THAT(message_of<ShapeError>([] { Shape{2, -3}; }), HasSubstr("negative size -3"));
   EXPECT_THROW((Shape{1, 1, 1, 1, 1, 1, 1}), ShapeError);
   EXPECT_THAT(message_of<ShapeError>([] { (Shape{2, 3})[2]; }), HasSubstr("axis 2"));
+}
+
+TEST(Shape, RefusesMoreElementsThanCanBeCounted) {
+  constexpr int64_t kHuge = int64_t{1} << 32;
+  EXPECT_THAT(message_of<ShapeError>([] {
+                Shape{kHuge, kHuge};
+              }),
+              HasSubstr("[4294967296,4294967296] has more elements"));
+  EXPECT_THROW((Shape{0, kHuge, kHuge}), ShapeError);  // product(1, 3) would overflow
+  EXPECT_THROW((Shape{3, kHuge}.with(0, kHuge)), ShapeError);
+  EXPECT_THROW((Shape{3}.with(0, -1)), ShapeError);
+  EXPECT_EQ((Shape{kHuge, kHuge / 2 - 1}).numel(), kHuge * (kHuge / 2 - 1));
 }
 
 TEST(Shape, BroadcastsAtTheLastAxis) {
@@ -84,6 +99,55 @@ TEST(Tensor, ConvertsBetweenDtypes) {
   EXPECT_THAT(x.to(DType::kFloat64).to_vector<double>(), ElementsAre(-1.5, 0.0, 3.75));
   EXPECT_THAT(x.to(DType::kInt32).to_vector<int32_t>(), ElementsAre(-1, 0, 3));
   EXPECT_THAT(x.to(DType::kBFloat16).to_vector<float>(), ElementsAre(-1.5F, 0.0F, 3.75F));
+}
+
+TEST(Tensor, RefusesSizesBeyondAllMemory) {
+  EXPECT_THAT(message_of<ShapeError>([] { Tensor::empty({int64_t{1} << 61}, DType::kFloat64); }),
+              HasSubstr("Tensor::empty: the bytes of float64 [2305843009213693952]"));
+  EXPECT_THAT(message_of<OutOfMemoryError>([] { Tensor::empty({int64_t{1} << 61}); }),
+              HasSubstr("out of memory"));
+  EXPECT_THROW(Tensor::arange(-1), ShapeError);
+  const Tensor x = Tensor::zeros({1, 4, 4, 2}), weight = Tensor::zeros({2, 3, 3, 2});
+  constexpr int64_t kHuge = int64_t{1} << 62;
+  EXPECT_THROW(upsample_nearest(x, kHuge), ShapeError);
+  EXPECT_THROW(conv2d(x, weight, {}, 1, kHuge), ShapeError);
+}
+
+TEST(Tensor, ReadsElementsWithTheConversionOfTo) {
+  const Tensor x = Tensor::from<float>({5}, {-3, 300, NAN, 254.9F, -INFINITY});
+  EXPECT_THAT(x.to_vector<uint8_t>(), ElementsAre(0, 255, 0, 254, 0));
+  EXPECT_EQ(x.to_vector<uint8_t>(), x.to(DType::kUInt8).to_vector<uint8_t>());
+  EXPECT_THAT(x.to_vector<int32_t>(), ElementsAre(-3, 300, 0, 254, INT32_MIN));
+  EXPECT_THROW(Tensor{}.to_vector<float>(), Error);
+}
+
+TEST(CachingAllocator, RefusesWhatNoAddressSpaceHolds) {
+  CachingAllocator allocator([](size_t) -> void* { return nullptr; }, [](void*, size_t) {});
+  for (const size_t bytes : {SIZE_MAX, SIZE_MAX / 2 + 1, SIZE_MAX / 2}) {
+    EXPECT_THAT(message_of<OutOfMemoryError>([&] { allocator.allocate(bytes); }),
+                HasSubstr(fmt::format("out of memory: {} bytes asked, 0 bytes live", bytes)));
+  }
+}
+
+TEST(CachingAllocator, RoundsToAnEighthOfAPowerOfTwo) {
+  size_t asked = 0;
+  CachingAllocator allocator(
+      [&](size_t bytes) -> void* {
+        asked = bytes;
+        return &asked;
+      },
+      [](void*, size_t) {});
+  const auto rounded = [&](size_t bytes) {
+    allocator.release(allocator.allocate(bytes), bytes);
+    allocator.release_cached();
+    return asked;
+  };
+  EXPECT_EQ(rounded(1), 64U);
+  EXPECT_EQ(rounded(4095), 4096U);
+  EXPECT_EQ(rounded(4097), 4096U + 512);
+  EXPECT_EQ(rounded(8191), 8192U);
+  EXPECT_EQ(rounded(8193), 8192U + 1024);
+  EXPECT_EQ(rounded((size_t{1} << 40) + 1), (size_t{1} << 40) + (size_t{1} << 37));
 }
 
 TEST(CachingAllocator, HandsAFreedBlockOutAgainAndCountsBytes) {
