@@ -207,7 +207,8 @@ class Backend {
   virtual void fill_normal(RandomPosition position, View out) = 0;   // N(0, 1)
 
   // Optimisation: AdamW (decoupled weight decay) and all moving averages in one pass;
-  // ema[i] = rates[i] * ema[i] + (1 - rates[i]) * param.
+  // ema[i] = rates[i] * ema[i] + (1 - rates[i]) * param, as ema[i] += (1 - rates[i]) * (param -
+  // ema[i]).
   virtual void adamw(const AdamWBuffers& buffers, const AdamWStep& step,
                      std::span<const double> ema_rates) = 0;
 };

@@ -182,5 +182,38 @@ TYPED_TEST(SimpleKernels, AdamWFollowsItsDefinition) {
   }
 }
 
+// A hundred thousand steps at 0.9999, as long as a training run. Each step rounds the average, of
+// size 1, by at most 2^-25 where it lies below 1 and 2^-24 above: half a unit in the last place.
+// Errors of random sign that fade with the rate add up to 2^-24 / sqrt(3) * sqrt(1 / (2 * 1e-4)) =
+// 2.4e-6; five times that is not reached by chance. An average whose factors do not sum to 1 is
+// wrong by 1.6e-4.
+TYPED_TEST(SimpleKernels, AveragesDoNotDriftOverManySteps) {
+  constexpr int64_t kSteps = 100'000, n = 16;
+  constexpr double kRate = 0.9999;
+  const Tensor param = Tensor::full({n}, 1, this->kType), ema = param.clone();
+  const Tensor moments = Tensor::zeros({2, n}, this->kType);
+  const std::vector<View> emas = {ema};
+  const std::vector<double> rates = {kRate};
+  std::vector<double> expected(n, 1.0);
+  std::mt19937 engine(3);
+  std::uniform_real_distribution<double> noise(0.5, 1.5);
+  for (int64_t step = 0; step < kSteps; ++step) {
+    for (int64_t i = 0; i < n; ++i) {
+      TypeParam& value = param.template data<TypeParam>()[i];
+      value = static_cast<TypeParam>(noise(engine));
+      double& average = expected[static_cast<size_t>(i)];
+      average = kRate * average + (1 - kRate) * static_cast<double>(value);
+    }
+    cpu().adamw(
+        {param, moments.slice(0, 1).reshape({n}), moments.slice(1, 2).reshape({n}), {}, emas}, {},
+        rates);
+  }
+  const double tolerance = sizeof(TypeParam) == 4 ? 1.2e-5 : 1e-13;
+  for (int64_t i = 0; i < n; ++i) {
+    EXPECT_NEAR(static_cast<double>(ema.template data<TypeParam>()[i]),
+                expected[static_cast<size_t>(i)], tolerance);
+  }
+}
+
 }  // namespace
 }  // namespace mutilde
