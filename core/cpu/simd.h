@@ -104,8 +104,9 @@ inline Vec<float> exp(Vec<float> x) {
   p = p * (r * r) + r + 1.0f;
   using Bits = Vec<int32_t>;
   const Vec<float> y = (Vec<float>)((Bits)p + ((Bits)shifted << 23));
-  const Vec<float> infinite = broadcast(std::numeric_limits<float>::infinity());
-  return x > highest ? infinite : (x < lowest ? Vec<float>{} : y);
+  const Vec<float> infinity = broadcast(std::numeric_limits<float>::infinity());
+  // Above the highest, and for a NaN, whose payload the sum above would corrupt: x + infinity.
+  return x <= highest ? (x < lowest ? Vec<float>{} : y) : x + infinity;
 }
 inline Vec<double> exp(Vec<double> x) {
   Vec<double> y{};

@@ -1,7 +1,10 @@
 // The elementwise kernels against the plainest loop that does the same, in float and double.
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstdint>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "core/kernel_testing.h"
@@ -84,6 +87,38 @@ TYPED_TEST(ElementwiseKernels, SiluAndSigmoidHoldAtTheEnds) {
   const Tensor dx = empty_like(near);
   cpu().unary_backward(UnaryOp::kSilu, near, near, ones, dx);
   EXPECT_EQ(dx.template to_vector<TypeParam>(), (std::vector<TypeParam>{0, 1}));
+}
+
+// A NaN may come with a payload (a computed one has the sign bit set, a loaded one anything): none
+// may become a number, or a diverged network would look well.
+TYPED_TEST(ElementwiseKernels, ExpSigmoidAndSiluKeepEveryNaNAndTheInfinities) {
+  using Bits = std::conditional_t<sizeof(TypeParam) == 4, uint32_t, uint64_t>;
+  constexpr int kMantissa = std::numeric_limits<TypeParam>::digits - 1;
+  const Bits quiet = std::bit_cast<Bits>(std::numeric_limits<TypeParam>::quiet_NaN());
+  const Bits sign = Bits{1} << (8 * sizeof(Bits) - 1);
+  std::vector<TypeParam> nans;
+  for (const Bits base : {quiet, static_cast<Bits>(quiet | sign)}) {
+    for (int bit = 0; bit < kMantissa; ++bit)
+      nans.push_back(std::bit_cast<TypeParam>(static_cast<Bits>(base | Bits{1} << bit)));
+    nans.push_back(std::bit_cast<TypeParam>(
+        static_cast<Bits>(base | ((Bits{1} << kMantissa) - 1))));  // all ones
+  }
+  const Tensor x = Tensor::from({static_cast<int64_t>(nans.size())}, nans), y = empty_like(x);
+  for (const UnaryOp op : {UnaryOp::kExp, UnaryOp::kSigmoid, UnaryOp::kSilu}) {
+    cpu().unary(op, x, y);
+    for (size_t i = 0; i < nans.size(); ++i)
+      EXPECT_TRUE(std::isnan(y.template data<TypeParam>()[i])) << static_cast<int>(op) << ", " << i;
+  }
+
+  const TypeParam inf = std::numeric_limits<TypeParam>::infinity();
+  const Tensor ends = Tensor::from<TypeParam>({2}, {-inf, inf}), at_ends = empty_like(ends);
+  cpu().unary(UnaryOp::kExp, ends, at_ends);
+  EXPECT_EQ(at_ends.template to_vector<TypeParam>(), (std::vector<TypeParam>{0, inf}));
+  cpu().unary(UnaryOp::kSigmoid, ends, at_ends);
+  EXPECT_EQ(at_ends.template to_vector<TypeParam>(), (std::vector<TypeParam>{0, 1}));
+  cpu().unary(UnaryOp::kSilu, ends, at_ends);
+  EXPECT_TRUE(std::isnan(at_ends.template data<TypeParam>()[0]));  // -inf * 0, as x * sigmoid(x) is
+  EXPECT_EQ(at_ends.template data<TypeParam>()[1], inf);
 }
 
 TYPED_TEST(ElementwiseKernels, AbsHasDerivativeZeroAtZero) {
