@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <exception>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -20,22 +22,47 @@ inline int thread_count() {
 #endif
 }
 
+/// Carries the first exception out of a parallel region: one that left the region by itself would
+/// end the program. Costs nothing until something is thrown.
+class FirstException {
+ public:
+  template <class F>
+  void guard(const F& f) {
+    try {
+      f();
+    } catch (...) {
+      if (!caught_.test_and_set()) exception_ = std::current_exception();
+    }
+  }
+  /// After the region.
+  void rethrow() const {
+    if (exception_) std::rethrow_exception(exception_);
+  }
+
+ private:
+  std::atomic_flag caught_ = ATOMIC_FLAG_INIT;
+  std::exception_ptr exception_;
+};
+
 /// Calls body(begin, end) for ranges that cover [0, n), on all threads. The ranges depend on the
 /// number of threads: body may compute each index on its own only, never combine across indices.
 /// Work of fewer than `grain` indices stays on one thread (starting a team costs about 5 us).
+/// Throws the first exception of body, after all ranges are done.
 template <class Body>
 void parallel_for(int64_t n, int64_t grain, const Body& body) {
   if (n <= 0) return;
 #ifdef _OPENMP
-  const int64_t threads =
-      std::min<int64_t>(thread_count(), (n + grain - 1) / std::max<int64_t>(grain, 1));
+  const int threads = static_cast<int>(
+      std::min<int64_t>(thread_count(), (n + grain - 1) / std::max<int64_t>(grain, 1)));
   if (threads > 1 && !omp_in_parallel()) {
-#pragma omp parallel num_threads(static_cast <int>(threads))
-    {
+    FirstException exception;
+#pragma omp parallel num_threads(threads)
+    exception.guard([&] {
       const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
       const int64_t begin = n * id / team, end = n * (id + 1) / team;
       if (begin < end) body(begin, end);
-    }
+    });
+    exception.rethrow();
     return;
   }
 #endif
@@ -43,13 +70,16 @@ void parallel_for(int64_t n, int64_t grain, const Body& body) {
   body(0, n);
 }
 
-/// The same for tasks of unequal or large cost: body(index), handed out one at a time.
+/// The same for tasks of unequal or large cost: body(index), handed out one at a time. Throws the
+/// first exception of body, after all tasks are done.
 template <class Body>
 void parallel_tasks(int64_t n, const Body& body) {
 #ifdef _OPENMP
   if (n > 1 && thread_count() > 1 && !omp_in_parallel()) {
+    FirstException exception;
 #pragma omp parallel for schedule(dynamic, 1)
-    for (int64_t i = 0; i < n; ++i) body(i);
+    for (int64_t i = 0; i < n; ++i) exception.guard([&] { body(i); });
+    exception.rethrow();
     return;
   }
 #endif

@@ -20,11 +20,12 @@ inline Backend& cpu() { return backend(Device::cpu()); }
 template <class F>
 auto on_threads([[maybe_unused]] int threads, const F& f) {
 #ifdef _OPENMP
-  const int before = omp_get_max_threads();
+  struct Restore {
+    int before = omp_get_max_threads();
+    ~Restore() { omp_set_num_threads(before); }
+  } const restore;
   omp_set_num_threads(threads);
-  const auto result = f();
-  omp_set_num_threads(before);
-  return result;
+  return f();
 #else
   return f();
 #endif
