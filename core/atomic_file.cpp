@@ -64,6 +64,20 @@ class TemporaryFile {
   bool renamed_ = false;
 };
 
+/// Where a chain of symbolic links ends, whether there is a file yet or not.
+fs::path end_of_links(const fs::path& path) {
+  constexpr int kMostLinks = 40;  // as the kernel
+  std::error_code error;
+  fs::path end = path;
+  for (int links = 0; fs::is_symlink(end, error); ++links) {
+    const fs::path next = fs::read_symlink(end, error);
+    if (error || links == kMostLinks)
+      fail<FileError>("cannot write {}: its symbolic links lead nowhere", path.string());
+    end = end.parent_path() / next;  // `next` alone if it is absolute
+  }
+  return end;
+}
+
 /// Makes the rename itself survive a power cut. Some file systems cannot sync a folder; the file is
 /// whole by now, so that is no reason to fail.
 void sync_folder(const fs::path& folder) {
@@ -82,8 +96,7 @@ void FileWriter::write(const void* data, size_t bytes) {
 
 void atomic_write(const fs::path& path, const std::function<void(FileWriter&)>& writer) {
   std::error_code ignored;
-  const fs::path target =
-      fs::is_symlink(path, ignored) ? fs::weakly_canonical(path, ignored) : path;
+  const fs::path target = end_of_links(path);
   if (target.filename().empty())
     fail<FileError>("cannot write {}: not the name of a file", path.string());
   const fs::path folder = target.has_parent_path() ? target.parent_path() : fs::path(".");

@@ -27,8 +27,9 @@ class FileWriter {
 
 /// Calls `writer` on a temporary file in the folder of `path`, syncs it, renames it to `path` and
 /// syncs the folder. If anything throws, the temporary file is removed and what was at `path` is
-/// untouched. A symbolic link is written through. Throws FileError if the folder is missing, the
-/// disk is full, or something that is not a regular file is in the way.
+/// untouched. A symbolic link is written through, to a file that is not there yet as well. Throws
+/// FileError if the folder is missing, the disk is full, or something that is not a regular file is
+/// in the way.
 void atomic_write(const std::filesystem::path& path,
                   const std::function<void(FileWriter&)>& writer);
 

@@ -308,5 +308,22 @@ TEST_F(Safetensors, WritesThroughASymbolicLink) {
   EXPECT_EQ(fs::file_size(path("real")), 2u);
 }
 
+TEST_F(Safetensors, WritesThroughLinksToAFileThatIsNotThereYet) {
+  fs::create_directory(folder_ / "disk");
+  fs::create_symlink("disk/new", path("first"));  // relative to the link, not to us
+  fs::create_symlink(path("first"), path("second"));
+  atomic_write(path("second"), [](FileWriter& file) { file.write("333"); });
+  EXPECT_TRUE(fs::is_symlink(path("first")));
+  EXPECT_TRUE(fs::is_symlink(path("second")));
+  EXPECT_EQ(fs::file_size(folder_ / "disk" / "new"), 3u);
+
+  const auto write = [](FileWriter& file) { file.write("x"); };
+  fs::create_symlink("away/new", path("lost"));
+  EXPECT_THAT(message_of([&] { atomic_write(path("lost"), write); }), HasSubstr("no folder"));
+  fs::create_symlink("round", path("round"));
+  EXPECT_THAT(message_of([&] { atomic_write(path("round"), write); }), HasSubstr("lead nowhere"));
+  EXPECT_TRUE(fs::is_symlink(path("round")));
+}
+
 }  // namespace
 }  // namespace mutilde
