@@ -109,6 +109,15 @@ struct Comparison {
   double error = 0;             // the largest |analytic - numeric|
   double largest_gradient = 0;  // the largest |numeric|
   std::string worst;            // says where the error is
+
+  /// The error as a multiple of what is allowed; infinite for one that is not finite, or that is
+  /// measured against a gradient that is not.
+  double excess(const GradcheckOptions& options) const {
+    const double allowed = options.atol + options.rtol * largest_gradient;
+    if (!std::isfinite(error) || !std::isfinite(allowed))
+      return std::numeric_limits<double>::infinity();
+    return error / allowed;
+  }
 };
 
 Comparison compare(const Function& function, const std::vector<Tensor>& inputs, size_t input,
@@ -153,6 +162,7 @@ GradcheckReport gradcheck(const Function& function, const std::vector<Tensor>& i
   if (output.requires_grad()) output.backward(cotangent);
 
   GradcheckReport report{true, {}, 0, 0};
+  double worst_excess = -1;
   for (size_t i = 0; i < leaves.size(); ++i) {
     if (!leaves[i].requires_grad()) continue;
     // A gradient that never arrived counts as zero, and is compared as such.
@@ -162,7 +172,8 @@ GradcheckReport gradcheck(const Function& function, const std::vector<Tensor>& i
     const Comparison result =
         compare(function, inputs, i, gradient, cotangent.to_vector<double>(), options);
     report.largest_gradient = std::max(report.largest_gradient, result.largest_gradient);
-    const bool fits = result.error <= options.atol + options.rtol * result.largest_gradient;
+    const double excess = result.excess(options);
+    const bool fits = excess <= 1;
     if (fits && !(result.largest_gradient > options.atol)) {
       report.passed = false;
       report.message = fmt::format(
@@ -173,10 +184,10 @@ GradcheckReport gradcheck(const Function& function, const std::vector<Tensor>& i
       return report;
     }
     report.passed = report.passed && fits;
-    const double relative =
-        result.error / std::max(result.largest_gradient, std::numeric_limits<double>::min());
-    if (relative >= report.worst_error) {
-      report.worst_error = relative;
+    if (excess > worst_excess) {
+      worst_excess = excess;
+      report.worst_error =
+          result.error / std::max(result.largest_gradient, std::numeric_limits<double>::min());
       report.message = "gradcheck: " + result.worst;
     }
   }

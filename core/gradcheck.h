@@ -26,8 +26,9 @@ struct GradcheckOptions {
 
 struct GradcheckReport {
   bool passed = false;
-  std::string message;          // the worst element of all inputs, with both values; or why not
-  double worst_error = 0;       // of the worst input, max|analytic - numeric| / max|numeric|
+  // The worst element of all inputs, measured by what is allowed, with both values; or why not.
+  std::string message;
+  double worst_error = 0;       // of that element's input, max|analytic - numeric| / max|numeric|
   double largest_gradient = 0;  // max|numeric| over all inputs
 };
 

@@ -58,6 +58,31 @@ TEST(Gradcheck, NamesTheInputAndTheElementAndBothValues) {
   EXPECT_NEAR(analytic / numeric, 2, 1e-6);
 }
 
+// An input whose small gradient is right to within atol has the larger relative error, but it is
+// not what is wrong.
+TEST(Gradcheck, NamesTheInputThatFailsAndNotOneThatAtolAllows) {
+  const auto slightly_wrong = [](const Tensor& x) {
+    return record("square", square(x.detach()), {x},
+                  [x = x.detach()](const Tensor& cotangent) -> std::vector<Tensor> {
+                    return {2.000002 * x * cotangent};  // ten times more than rtol
+                  });
+  };
+  const GradcheckReport report =
+      gradcheck([&](const Tensors& in) { return sum(slightly_wrong(in[0])) + 5e-9 * sum(in[1]); },
+                {wanted(uniform({3}, 1, 2)), wanted(uniform({2}, 1, 2))});
+  EXPECT_FALSE(report.passed);
+  EXPECT_THAT(report.message, HasSubstr("input 0 [3]"));
+  EXPECT_NEAR(report.worst_error, 1e-6, 1e-8);
+}
+
+TEST(Gradcheck, RejectsAnInfiniteGradient) {
+  // Two steps below 0.002 the logarithm is that of 0.
+  const GradcheckReport report = gradcheck([](const Tensors& in) { return log(in[0]); },
+                                           {wanted(Tensor::from<double>({1}, {0.002}))});
+  EXPECT_FALSE(report.passed);
+  EXPECT_THAT(report.message, HasSubstr("input 0"));
+}
+
 TEST(Gradcheck, FindsOneWrongElementOfALargeInput) {
   const GradcheckReport report =
       gradcheck([](const Tensors& in) { return square_wrong_at(in[0], 777); },
