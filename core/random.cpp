@@ -20,12 +20,20 @@ int64_t scaled(uint64_t bits, int64_t high) {
   return static_cast<int64_t>((Wide{bits} * static_cast<uint64_t>(high)) >> 64);
 }
 
-/// Number i of the 64-bit numbers that start at a position; each is two words, the low one first.
+/// Number i of the 64-bit numbers that start at a position (at a block, so that none is cut in
+/// two); each is two words, the low one first.
 uint64_t word64(RandomPosition position, int64_t i) {
   const uint64_t word = position.offset + 2 * static_cast<uint64_t>(i);
   const auto block = random_block(position.seed, position.stream, word / 4);
   const size_t low = word % 4;
   return block[low] | uint64_t{block[low + 1]} << 32;
+}
+
+Tensor empty_for_draw(const char* op, const Shape& shape, DType dtype, Device device) {
+  if (dtype != DType::kFloat32 && dtype != DType::kFloat64) {
+    fail<DTypeError>("Generator::{}: {} asked, float32 or float64 is expected", op, name_of(dtype));
+  }
+  return Tensor::empty(shape, dtype, device);
 }
 
 }  // namespace
@@ -41,6 +49,13 @@ std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<u
   return counter;
 }
 
+Generator::Generator(RandomPosition position) : position_(position) {
+  if (position.offset % 4 != 0) {
+    fail<Error>("Generator: the offset {} of the random position is no multiple of 4",
+                position.offset);
+  }
+}
+
 RandomPosition Generator::take(int64_t n) {
   const RandomPosition start = position_;
   position_.offset += (static_cast<uint64_t>(n) + 3) / 4 * 4;
@@ -48,13 +63,13 @@ RandomPosition Generator::take(int64_t n) {
 }
 
 Tensor Generator::normal(const Shape& shape, DType dtype, Device device) {
-  Tensor tensor = Tensor::empty(shape, dtype, device);
+  const Tensor tensor = empty_for_draw("normal", shape, dtype, device);
   backend(device).fill_normal(take(tensor.numel()), tensor);
   return tensor;
 }
 
 Tensor Generator::uniform(const Shape& shape, DType dtype, Device device) {
-  Tensor tensor = Tensor::empty(shape, dtype, device);
+  const Tensor tensor = empty_for_draw("uniform", shape, dtype, device);
   backend(device).fill_uniform(take(tensor.numel()), tensor);
   return tensor;
 }

@@ -25,12 +25,14 @@ inline std::array<uint32_t, 4> random_block(uint64_t seed, uint64_t stream, uint
 class Generator {
  public:
   explicit Generator(uint64_t seed = 0, uint64_t stream = 0) : position_{seed, stream, 0} {}
-  explicit Generator(RandomPosition position) : position_(position) {}
+  /// Throws Error unless the offset is a multiple of 4.
+  explicit Generator(RandomPosition position);
 
   RandomPosition position() const { return position_; }
   /// Reserves n numbers (rounded up to whole blocks) and returns where they start.
   RandomPosition take(int64_t n);
 
+  /// float32 or float64; DTypeError for another.
   Tensor normal(const Shape& shape, DType dtype = DType::kFloat32, Device device = {});
   Tensor uniform(const Shape& shape, DType dtype = DType::kFloat32, Device device = {});  // [0, 1)
   /// int64 in [0, high). Throws Error if high < 1.

@@ -216,6 +216,22 @@ TEST(Generator, ContinuesFromItsPosition) {
             generator.normal({9}).to_vector<float>());
 }
 
+TEST(Generator, StartsAtABlock) {
+  EXPECT_NO_THROW(Generator(RandomPosition{1, 2, 8}).integers({4}, 10));
+  for (uint64_t offset : {1, 2, 3, 7}) {
+    try {
+      Generator(RandomPosition{1, 2, offset});
+      ADD_FAILURE() << "nothing was thrown at offset " << offset;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.what(),
+                fmt::format("Generator: the offset {} of the random position is no multiple of 4",
+                            offset));
+    }
+  }
+  EXPECT_THROW(Generator(1).normal({2}, DType::kBFloat16), DTypeError);
+  EXPECT_THROW(Generator(1).uniform({2}, DType::kInt64), DTypeError);
+}
+
 TEST(Integers, AreSpreadEvenly) {
   constexpr int64_t kHigh = 7;
   const auto values = Generator(23).integers({kMany}, kHigh).to_vector<int64_t>();
