@@ -7,7 +7,7 @@ namespace mutilde {
 
 // Eq. DDIM 12: x_{t-1} = sqrt(alpha_bar_prev_t) x_0_hat
 //                      + sqrt(1 - alpha_bar_prev_t - sigma_t^2) eps_theta + sigma_t eps,
-// where sigma_t = eta sqrt(beta_tilde_t), written with alpha_bar alone (DDIM's eq. 16). At the
+// where sigma_t = eta sqrt(beta_tilde_t): DDIM's eq. 16 writes eq. 10 with alpha_bar alone. At the
 // first step alpha_bar_prev_t is 1 and sigma_t 0: no noise is added there.
 Sample GaussianDiffusion::ddim_sample(const Model& model, const Tensor& x_t, const Tensor& t,
                                       const Tensor& eps, const SamplingOptions& options) const {
@@ -18,12 +18,11 @@ Sample GaussianDiffusion::ddim_sample(const Model& model, const Tensor& x_t, con
   const Tensor x_0_hat = p_mean_variance(model, x_t, t, options).x_0_hat;
   // The noise that belongs to x_0_hat. It is the model's own only if nothing was clipped.
   const Tensor eps_theta = predict_eps_from_x0(schedule_, x_t, t, x_0_hat);
-  const Tensor alpha_bar_t = at_timestep(schedule_.alpha_bar, t, x_t);
   const Tensor alpha_bar_prev_t = at_timestep(schedule_.alpha_bar_prev, t, x_t);
-  const Tensor sigma_t = options.eta * sqrt((1.0 - alpha_bar_prev_t) / (1.0 - alpha_bar_t)) *
-                         sqrt(1.0 - alpha_bar_t / alpha_bar_prev_t);
-  // In float32 these are good to 1e-7 of 1, the original's digits; below 0 is round-off.
-  const Tensor direction_t = sqrt(clamp(1.0 - alpha_bar_prev_t - square(sigma_t), 0, 1));
+  const Tensor one_minus_alpha_bar_prev_t = at_timestep(schedule_.one_minus_alpha_bar_prev, t, x_t);
+  const Tensor sigma_t = options.eta * sqrt(at_timestep(schedule_.beta_tilde, t, x_t));
+  // beta_tilde_t is at most 1 - alpha_bar_prev_t; below 0 is round-off.
+  const Tensor direction_t = sqrt(clamp(one_minus_alpha_bar_prev_t - square(sigma_t), 0, 1));
   const Tensor mean = sqrt(alpha_bar_prev_t) * x_0_hat + direction_t * eps_theta;
   if (options.eta == 0) return {mean, x_0_hat};
   return {mean + sigma_t * eps, x_0_hat};
@@ -41,7 +40,8 @@ Sample GaussianDiffusion::ddim_reverse_sample(const Model& model, const Tensor& 
   const Tensor x_0_hat = p_mean_variance(model, x_t, t, options).x_0_hat;
   const Tensor eps_theta = predict_eps_from_x0(schedule_, x_t, t, x_0_hat);
   const Tensor alpha_bar_next_t = at_timestep(schedule_.alpha_bar_next, t, x_t);
-  return {sqrt(alpha_bar_next_t) * x_0_hat + sqrt(1.0 - alpha_bar_next_t) * eps_theta, x_0_hat};
+  const Tensor one_minus_alpha_bar_next_t = at_timestep(schedule_.one_minus_alpha_bar_next, t, x_t);
+  return {sqrt(alpha_bar_next_t) * x_0_hat + sqrt(one_minus_alpha_bar_next_t) * eps_theta, x_0_hat};
 }
 
 Tensor GaussianDiffusion::ddim_sample_loop(const Model& model, const Tensor& x_T,

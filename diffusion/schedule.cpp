@@ -7,12 +7,11 @@
 namespace mutilde {
 
 std::vector<double> linear_beta_schedule(int64_t T) {
-  if (T < 21) {
+  if (T < kFewestLinearSteps) {
     fail<Error>(
-        "linear_beta_schedule: {} steps given, at least 21 expected: with fewer beta reaches 1; "
-        "the "
-        "cosine schedule takes any number",
-        T);
+        "linear_beta_schedule: {} steps given, at least {} expected: with fewer beta reaches 1; "
+        "the cosine schedule takes any number",
+        T, kFewestLinearSteps);
   }
   const double scale = 1000.0 / static_cast<double>(T);
   const double first = scale * 0.0001, last = scale * 0.02;
@@ -59,11 +58,11 @@ int64_t checked_length(const std::vector<double>& betas) {
 }  // namespace
 
 Schedule::Schedule(const std::vector<double>& betas) : T(checked_length(betas)) {
-  for (Tensor* table :
-       {&beta, &log_beta, &alpha, &alpha_bar, &alpha_bar_prev, &alpha_bar_next, &sqrt_alpha_bar,
-        &sqrt_one_minus_alpha_bar, &one_minus_alpha_bar, &log_one_minus_alpha_bar,
-        &sqrt_recip_alpha_bar, &sqrt_recip_alpha_bar_minus_one, &beta_tilde,
-        &log_beta_tilde_clipped, &mu_tilde_x_0, &mu_tilde_x_t}) {
+  for (Tensor* table : {&beta, &log_beta, &alpha, &alpha_bar, &alpha_bar_prev, &alpha_bar_next,
+                        &one_minus_alpha_bar_prev, &one_minus_alpha_bar_next, &sqrt_alpha_bar,
+                        &sqrt_one_minus_alpha_bar, &one_minus_alpha_bar, &log_one_minus_alpha_bar,
+                        &sqrt_recip_alpha_bar, &sqrt_recip_alpha_bar_minus_one, &beta_tilde,
+                        &log_beta_tilde_clipped, &mu_tilde_x_0, &mu_tilde_x_t}) {
     *table = Tensor::zeros({T}, DType::kFloat64);
   }
   double alpha_bar_prev_t = 1;
@@ -77,7 +76,12 @@ Schedule::Schedule(const std::vector<double>& betas) : T(checked_length(betas)) 
     set(alpha, alpha_t);
     set(alpha_bar, alpha_bar_t);
     set(alpha_bar_prev, alpha_bar_prev_t);
-    if (t > 0) alpha_bar_next.data<double>()[t - 1] = alpha_bar_t;
+    set(one_minus_alpha_bar_prev, 1 - alpha_bar_prev_t);
+    set(one_minus_alpha_bar_next, 1);  // unless another step follows
+    if (t > 0) {
+      alpha_bar_next.data<double>()[t - 1] = alpha_bar_t;
+      one_minus_alpha_bar_next.data<double>()[t - 1] = 1 - alpha_bar_t;
+    }
 
     set(sqrt_alpha_bar, std::sqrt(alpha_bar_t));
     set(sqrt_one_minus_alpha_bar, std::sqrt(1 - alpha_bar_t));

@@ -13,8 +13,10 @@
 
 namespace mutilde {
 
+/// With fewer steps beta would reach 1.
+constexpr int64_t kFewestLinearSteps = 21;
 /// beta rises in a straight line from 0.0001 to 0.02, both times 1000 / T, so that any T ends in
-/// about the same noise. Throws Error if T < 21: beta would reach 1.
+/// about the same noise. Throws Error if T < kFewestLinearSteps.
 std::vector<double> linear_beta_schedule(int64_t T);
 /// alpha_bar falls along a squared cosine; beta is cut off at 0.999. Throws Error if T < 1.
 std::vector<double> cosine_beta_schedule(int64_t T);
@@ -35,6 +37,9 @@ struct Schedule {
   Tensor alpha_bar;       // product of alpha up to t
   Tensor alpha_bar_prev;  // at t - 1; 1 at the first step
   Tensor alpha_bar_next;  // at t + 1; 0 at the last step
+  // 1 minus these: as small as 1e-4, where a float32 alpha_bar has three digits of it left.
+  Tensor one_minus_alpha_bar_prev;
+  Tensor one_minus_alpha_bar_next;
 
   // Eq. 8 and 9, and eq. 9 solved for x_0.
   Tensor sqrt_alpha_bar;

@@ -82,6 +82,35 @@ TEST_F(Sampling, DdimStepFollowsItsEq12) {
   }
 }
 
+// In float32 1 - alpha_bar has three digits left at the first steps of a linear schedule, so
+// nothing may be formed from a float32 alpha_bar there. With a model that always predicts an image
+// of zeros, x_t = 0 leaves sigma_t eps of a step, and x_t = 1 leaves the direction's coefficient
+// times 1 / sqrt(1 - alpha_bar_t).
+TEST_F(Sampling, DdimKeepsItsDigitsInFloat32) {
+  const std::vector<double> linear = linear_beta_schedule(1000);
+  const GaussianDiffusion process(linear, {.mean = ModelMean::kStartX});
+  const Model black = [](const Tensor& x, const Tensor&) { return zeros_like(x); };
+  const Tensor zeros = Tensor::zeros({1, 1, 1, 1}), ones = Tensor::full({1, 1, 1, 1}, 1);
+  for (int64_t step : {1, 2, 3, 10, 100, 999}) {
+    const double alpha_bar = test::alpha_bar_at(linear, step);
+    const double alpha_bar_prev = test::alpha_bar_at(linear, step - 1);
+    const double sigma = std::sqrt((1 - alpha_bar_prev) / (1 - alpha_bar)) *
+                         std::sqrt(1 - alpha_bar / alpha_bar_prev);
+    const double direction = std::sqrt((1 - alpha_bar_prev - sigma * sigma) / (1 - alpha_bar));
+    // Some ten roundings, none of them in front of a large cancellation.
+    const double rtol = 10 * 0x1p-24;
+    const SamplingOptions noisy{.eta = 1};
+    const Tensor at = full_timesteps(step, zeros);
+    EXPECT_NEAR(process.ddim_sample(black, zeros, at, ones, noisy).x.item(), sigma, rtol * sigma);
+    EXPECT_NEAR(process.ddim_sample(black, ones, at, zeros, noisy).x.item(), direction,
+                rtol * direction);
+    if (step + 1 == 1000) continue;
+    const double alpha_bar_next = test::alpha_bar_at(linear, step + 1);
+    const double back = std::sqrt((1 - alpha_bar_next) / (1 - alpha_bar));
+    EXPECT_NEAR(process.ddim_reverse_sample(black, ones, at).x.item(), back, rtol * back);
+  }
+}
+
 // With eta = 1 the two samplers have the same mean and the same variance.
 TEST_F(Sampling, DdimWithFullNoiseIsDdpm) {
   const SamplingOptions options{.clip = false, .eta = 1};

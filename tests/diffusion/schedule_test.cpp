@@ -90,6 +90,9 @@ TEST(Schedule, PosteriorTablesFollowEq10AndEq11) {
       const double alpha_bar = test::alpha_bar_at(betas, t);
       const double alpha_bar_prev = test::alpha_bar_at(betas, t - 1);
       EXPECT_NEAR(at(schedule.beta_tilde, t), (1 - alpha_bar_prev) / (1 - alpha_bar) * beta, 1e-13);
+      EXPECT_NEAR(at(schedule.one_minus_alpha_bar_prev, t), 1 - alpha_bar_prev, 1e-15);
+      EXPECT_NEAR(at(schedule.one_minus_alpha_bar_next, t),
+                  t + 1 < 50 ? 1 - test::alpha_bar_at(betas, t + 1) : 1, 1e-15);
       EXPECT_NEAR(at(schedule.mu_tilde_x_0, t), std::sqrt(alpha_bar_prev) * beta / (1 - alpha_bar),
                   1e-13);
       EXPECT_NEAR(at(schedule.mu_tilde_x_t, t),
@@ -105,6 +108,8 @@ TEST(Schedule, WorksWithOneStep) {
   EXPECT_EQ(schedule.T, 1);
   EXPECT_EQ(at(schedule.alpha_bar_prev, 0), 1);
   EXPECT_EQ(at(schedule.alpha_bar_next, 0), 0);
+  EXPECT_EQ(at(schedule.one_minus_alpha_bar_prev, 0), 0);
+  EXPECT_EQ(at(schedule.one_minus_alpha_bar_next, 0), 1);
   EXPECT_EQ(at(schedule.beta_tilde, 0), 0);
   EXPECT_EQ(at(schedule.log_beta_tilde_clipped, 0), std::log(0.999));
   EXPECT_EQ(at(schedule.mu_tilde_x_t, 0), 0);
