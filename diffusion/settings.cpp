@@ -93,6 +93,43 @@ void check_levels(const Settings& settings) {
   }
 }
 
+/// The heads must divide the channels wherever there is attention: at some levels, and in the
+/// middle.
+void check_heads(const Settings& settings) {
+  const std::vector<int64_t> mult = channel_multipliers(settings);
+  const auto check = [](const char* name, int64_t heads, int64_t channels) {
+    if (channels % heads != 0) {
+      fail<Error>("{} is {}: {} channels do not divide into {} heads", name, heads, channels,
+                  heads);
+    }
+  };
+  check("num_heads", settings.num_heads, settings.num_channels * mult.back());
+  for (int64_t resolution : parse_sizes("attention_resolutions", settings.attention_resolutions)) {
+    for (size_t level = 0; level < mult.size(); ++level) {
+      if (resolution < 1 || settings.image_size % resolution != 0 ||
+          settings.image_size / resolution != int64_t{1} << level)
+        continue;
+      const int64_t channels = settings.num_channels * mult[level];
+      check("num_heads", settings.num_heads, channels);
+      if (settings.num_heads_upsample > 0)
+        check("num_heads_upsample", settings.num_heads_upsample, channels);
+    }
+  }
+}
+
+void check_rates(const Settings& settings) {
+  std::vector<double> rates = parse_rates("ema_rate", settings.ema_rate);
+  for (double rate : rates) {
+    if (!(rate >= 0 && rate < 1))
+      fail<Error>("ema_rate '{}': {} given, a number from 0 to below 1 expected", settings.ema_rate,
+                  rate);
+  }
+  std::sort(rates.begin(), rates.end());
+  const auto twice = std::adjacent_find(rates.begin(), rates.end());
+  if (twice != rates.end())
+    fail<Error>("ema_rate '{}': {} is given twice", settings.ema_rate, *twice);
+}
+
 }  // namespace
 
 std::string to_json(const Settings& settings) {
@@ -133,14 +170,18 @@ void validate(const Settings& settings) {
     fail<Error>("num_channels is {}, a multiple of 32 expected (the norms have 32 groups)",
                 settings.num_channels);
   }
-  parse_sizes("attention_resolutions", settings.attention_resolutions);
-  for (double rate : parse_rates("ema_rate", settings.ema_rate)) {
-    if (!(rate >= 0 && rate < 1))
-      fail<Error>("ema_rate '{}': {} given, a number from 0 to below 1 expected", settings.ema_rate,
-                  rate);
-  }
+  check_rates(settings);
   if (settings.num_heads_upsample == 0)
     fail<Error>("num_heads_upsample is 0, -1 or a number of heads expected");
+  check_heads(settings);
+  if (settings.noise_schedule == "linear" && settings.diffusion_steps < kFewestLinearSteps) {
+    fail<Error>(
+        "diffusion_steps is {}, at least {} expected with the linear schedule; the cosine "
+        "one takes any number",
+        settings.diffusion_steps, kFewestLinearSteps);
+  }
+  if (!settings.timestep_respacing.empty())
+    space_timesteps(settings.diffusion_steps, settings.timestep_respacing);
   if (settings.microbatch == 0) fail<Error>("microbatch is 0, -1 or a number of images expected");
   if (settings.num_classes > 0 && !settings.class_cond) {
     fail<Error>("num_classes {} contradicts class_cond False", settings.num_classes);
