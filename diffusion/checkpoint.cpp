@@ -28,13 +28,17 @@ auto naming_file(const std::filesystem::path& path, const F& f) {
   }
 }
 
-int64_t step_from_json(const std::string& text) {
-  const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer() ||
-      json["step"] < 0) {
-    fail<Error>("'{}' holds no step", kStateKey);
-  }
-  return json["step"].get<int64_t>();
+nlohmann::json parse_state(const std::string& text) {
+  auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) fail<Error>("'{}' is no JSON object", kStateKey);
+  return json;
+}
+
+int64_t count_in(const nlohmann::json& state, const char* key) {
+  const auto found = state.find(key);
+  if (found == state.end() || !found->is_number_integer() || *found < 0)
+    fail<Error>("'{}' holds no {}", kStateKey, key);
+  return found->get<int64_t>();
 }
 
 /// The names in the file that stand for parameters themselves.
@@ -75,7 +79,7 @@ void save_checkpoint(const std::filesystem::path& path, const Trainer& trainer) 
   add(kSecondMoment, optimizer.second_moments());
   for (const auto& [name, value] : trainer.sampler().state())
     tensors.emplace_back(kSampler + name, value);
-  const nlohmann::json state = {{"step", trainer.step_count()}};
+  const nlohmann::json state = {{"step", trainer.step_count()}, {"images", trainer.images_seen()}};
   write_safetensors(path, tensors,
                     {{kSettingsKey, to_json(trainer.settings())}, {kStateKey, state.dump()}});
 }
@@ -87,8 +91,16 @@ Checkpoint::Checkpoint(const std::filesystem::path& path) : path_(path), file_(p
       settings_ = settings_from_json(found->second);
       refuse_larger_network(*settings_);
     }
-    if (const auto found = metadata.find(kStateKey); found != metadata.end())
-      step_ = step_from_json(found->second);
+    if (const auto found = metadata.find(kStateKey); found != metadata.end()) {
+      const nlohmann::json state = parse_state(found->second);
+      step_ = count_in(state, "step");
+      if (state.contains("images")) {
+        images_seen_ = count_in(state, "images");
+      } else if (settings_ &&  // an older file: as if no resume had changed the batch size
+                 __builtin_mul_overflow(step_, settings_->batch_size, &images_seen_)) {
+        fail<Error>("'{}' holds a step of {}, which cannot be", kStateKey, step_);
+      }
+    }
   });
 }
 
@@ -135,6 +147,7 @@ void Checkpoint::restore(Trainer& trainer) const {
     }
     trainer.sampler().restore(sampler_state);
     optimizer.set_step_count(step_);
+    trainer.set_images_seen(images_seen_);
   });
 }
 

@@ -1,11 +1,13 @@
 // Checkpoints: one safetensors file that says everything.
 //
-//   <name>                     parameters, under improved-diffusion's names, in PyTorch's order of
-//   axes ema_<rate>.<name>          their averages, of each rate opt.first_moment.<name>    AdamW's
-//   state opt.second_moment.<name> sampler.<name>             the timestep sampler's state, if it
-//   has any
+//   <name>                      parameters, under improved-diffusion's names and PyTorch's axes
+//   ema_<rate>.<name>           their averages, of each rate
+//   opt.first_moment.<name>     AdamW's state
+//   opt.second_moment.<name>
+//   sampler.<name>              the timestep sampler's state, if it has any
 //
-// and in the metadata `mutilde.settings` (see settings.h), and `mutilde.state`: {"step": 500}.
+// and in the metadata `mutilde.settings` (see settings.h) and `mutilde.state`, as
+// {"step": 500, "images": 16000}.
 // Random numbers are functions of the seed and the step, so nothing else is needed to go on.
 //
 // A state dict of improved-diffusion that somebody saved as safetensors is a checkpoint without
@@ -37,6 +39,8 @@ class Checkpoint {
   /// Without a value: the file was not written by mutilde.
   const std::optional<Settings>& settings() const { return settings_; }
   int64_t step() const { return step_; }
+  /// The images of all steps so far, repeated ones too.
+  int64_t images_seen() const { return images_seen_; }
 
   /// The parameters, or with "ema_0.9999" that average, into a network made with the same settings.
   /// Throws FileError that names the file and the first parameter that is missing, of another shape
@@ -53,6 +57,7 @@ class Checkpoint {
   SafetensorsFile file_;
   std::optional<Settings> settings_;
   int64_t step_ = 0;
+  int64_t images_seen_ = 0;
 };
 
 /// The prefix of an average's tensors, less the dot: "ema_0.9999".

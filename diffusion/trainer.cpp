@@ -32,6 +32,26 @@ double weighted_mean(const Tensor& losses, const Tensor& weights) {
   return losses.defined() ? mean(losses * weights).item() : kNone;
 }
 
+/// A step's own state, while it lives: the network in training mode, gradients from zero. Nothing
+/// of it stays behind, whatever is thrown.
+class StepScope {
+ public:
+  StepScope(UNet& unet, AdamW& optimizer) : unet_(unet), optimizer_(optimizer) {
+    unet_.train();
+    optimizer_.zero_grad();
+  }
+  ~StepScope() {
+    unet_.train(false);
+    optimizer_.zero_grad();
+  }
+  StepScope(const StepScope&) = delete;
+  StepScope& operator=(const StepScope&) = delete;
+
+ private:
+  UNet& unet_;
+  AdamW& optimizer_;
+};
+
 }  // namespace
 
 Generator random_for(const Settings& settings, RandomPurpose purpose, int64_t index) {
@@ -96,8 +116,7 @@ StepReport Trainer::step(const Tensor& x_0, const Tensor& y) { return step_on(dr
 StepReport Trainer::step_on(const TrainingBatch& batch) {
   const int64_t N = batch.size();
   const int64_t at_once = settings_.microbatch > 0 ? settings_.microbatch : N;
-  unet_->train();
-  optimizer_.zero_grad();
+  const StepScope scope(*unet_, optimizer_);
   std::vector<Tensor> losses, mse, vb;
   // Dropout goes on from one microbatch to the next within the step's stream.
   unet_->set_dropout_random(
@@ -110,19 +129,17 @@ StepReport Trainer::step_on(const TrainingBatch& batch) {
     mse.push_back(part_losses.mse);
     vb.push_back(part_losses.vb);
   }
-  unet_->train(false);
 
   const NoGrad no_grad;
   const TrainingLosses all{joined(losses), joined(mse), joined(vb)};
   StepReport result = report(batch, all);
   if (!std::isfinite(result.loss) || !std::isfinite(result.grad_norm)) {
-    optimizer_.zero_grad();
     fail<Error>("train: the loss of step {} is {}, its gradient's norm {}; a lower lr may help",
                 result.step, result.loss, result.grad_norm);
   }
   sampler_->update_with_losses(batch.t, all.loss);
   optimizer_.step(result.lr);
-  optimizer_.zero_grad();
+  images_seen_ += N;
   return result;
 }
 

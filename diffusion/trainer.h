@@ -61,12 +61,15 @@ class Trainer {
   StepReport step(const Tensor& x_0, const Tensor& y);
   /// Microbatches bound the memory: the gradient stays that of the whole batch's mean loss (but for
   /// what dropout drops). (The original adds up the gradients of each microbatch's mean, so that
-  /// the gradient grows with their number.) Throws Error, with nothing changed, if the loss is not
-  /// finite; ShapeError for images that do not fit.
+  /// the gradient grows with their number.) Throws Error if the loss is not finite, ShapeError for
+  /// images that do not fit; whatever is thrown before the update, nothing is changed.
   StepReport step_on(const TrainingBatch& batch);
 
   const Settings& settings() const { return settings_; }
   int64_t step_count() const { return optimizer_.step_count(); }
+  /// The images of all steps so far, repeated ones too.
+  int64_t images_seen() const { return images_seen_; }
+  void set_images_seen(int64_t count) { images_seen_ = count; }
   const UNet& unet() const { return *unet_; }
   const SpacedDiffusion& diffusion() const { return diffusion_; }
   AdamW& optimizer() { return optimizer_; }
@@ -85,6 +88,7 @@ class Trainer {
   SpacedDiffusion diffusion_;
   std::unique_ptr<TimestepSampler> sampler_;
   AdamW optimizer_;
+  int64_t images_seen_ = 0;
 };
 
 /// The smaller image that super-resolution starts from: each pixel the mean of a block.

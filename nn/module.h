@@ -68,7 +68,8 @@ class Module {
 std::vector<std::pair<std::string, Tensor>> state_dict(
     const std::vector<NamedParameter>& parameters);
 
-/// One parameter to or from its checkpoint layout (a copy, outside the graph).
+/// One parameter to or from its checkpoint layout, outside the graph. The first makes a copy
+/// always; the second only where the order changes, else its result shares `value`'s storage.
 Tensor to_checkpoint_layout(const Tensor& value, CheckpointLayout layout);
 Tensor from_checkpoint_layout(const Tensor& value, CheckpointLayout layout);
 

@@ -74,13 +74,19 @@ double AdamW::gradient_norm() const {
 SwappedParameters::SwappedParameters(const std::vector<NamedParameter>& parameters,
                                      const std::vector<NamedParameter>& others)
     : parameters_(parameters) {
-  for (size_t i = 0; i < parameters_.size(); ++i) {
-    saved_.push_back(parameters_[i].value.clone());
-    parameters_[i].value.copy_(others[i].value);
+  // All memory first, so that nothing can run out between two copies.
+  for (const NamedParameter& parameter : parameters_) saved_.push_back(parameter.value.clone());
+  try {
+    for (size_t i = 0; i < parameters_.size(); ++i) parameters_[i].value.copy_(others.at(i).value);
+  } catch (...) {  // no destructor runs after this
+    put_back();
+    throw;
   }
 }
 
-SwappedParameters::~SwappedParameters() {
+SwappedParameters::~SwappedParameters() { put_back(); }
+
+void SwappedParameters::put_back() {
   for (size_t i = 0; i < parameters_.size(); ++i) parameters_[i].value.copy_(saved_[i]);
 }
 

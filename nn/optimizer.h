@@ -43,7 +43,8 @@ class AdamW {
   int64_t step_count_ = 0;
 };
 
-/// Exchanges the parameters' values with another set (an average) while it lives.
+/// Exchanges the parameters' values with another set (an average) while it lives. Throws
+/// ShapeError, with nothing exchanged, if the sets do not fit.
 class SwappedParameters {
  public:
   SwappedParameters(const std::vector<NamedParameter>& parameters,
@@ -53,6 +54,8 @@ class SwappedParameters {
   SwappedParameters& operator=(const SwappedParameters&) = delete;
 
  private:
+  void put_back();
+
   std::vector<NamedParameter> parameters_;
   std::vector<Tensor> saved_;
 };

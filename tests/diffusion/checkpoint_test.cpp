@@ -136,6 +136,22 @@ TEST_F(CheckpointTest, AResumedRunIsBitForBitTheRunThatNeverStopped) {
   EXPECT_TRUE(read_bytes(path("whole.safetensors")) == read_bytes(path("resumed.safetensors")));
 }
 
+TEST_F(CheckpointTest, CountsTheImagesWhenTheBatchSizeChanges) {
+  Trainer trainer(tiny_settings());
+  train_step(trainer);
+  train_step(trainer);
+  save_checkpoint(path("a.safetensors"), trainer);
+  EXPECT_EQ(Checkpoint(path("a.safetensors")).images_seen(), 2 * 4);
+  Settings settings = tiny_settings();
+  settings.batch_size = 3;
+  Trainer resumed(settings);
+  Checkpoint(path("a.safetensors")).restore(resumed);
+  Generator random(5);
+  resumed.step(random.uniform({3, 4, 4, 3}) * 2.0 - 1.0, random.integers({3}, 3));
+  save_checkpoint(path("b.safetensors"), resumed);
+  EXPECT_EQ(Checkpoint(path("b.safetensors")).images_seen(), 2 * 4 + 3);
+}
+
 TEST_F(CheckpointTest, ALoadedModelHasTheFirstAverageOrTheOneThatIsAskedFor) {
   Trainer trainer(tiny_settings());
   for (int i = 0; i < 3; ++i) train_step(trainer);
@@ -282,6 +298,9 @@ TEST_F(CheckpointTest, HostileSettingsAreRefusedBeforeTheyCostMemory) {
               HasSubstr("does not fit"));
   EXPECT_THAT(refusal_of("mutilde.state", R"({"step": -1})"), HasSubstr("step"));
   EXPECT_THAT(refusal_of("mutilde.state", R"({"step": "3"})"), HasSubstr("step"));
+  EXPECT_THAT(refusal_of("mutilde.state", R"({"step": 3, "images": -1})"), HasSubstr("images"));
+  EXPECT_THAT(refusal_of("mutilde.state", R"({"step": 9223372036854775807})"),
+              HasSubstr("a step of 9223372036854775807"));
 }
 
 TEST_F(CheckpointTest, HostileHeadersAreRefused) {
@@ -338,6 +357,19 @@ TEST(Settings, ContradictionsAreNamed) {
   EXPECT_THAT(message([](Settings& s) { s.image_size = 36, s.channel_mult = "1,2,2,2"; }),
               HasSubstr("halve evenly 3"));
   EXPECT_THAT(message([](Settings& s) { s.ema_rate = "0.9,1"; }), HasSubstr("ema_rate '0.9,1'"));
+  EXPECT_THAT(message([](Settings& s) { s.ema_rate = "0.9,0.99,0.90"; }),
+              HasSubstr("0.9 is given twice"));
+  EXPECT_THAT(message([](Settings& s) { s.num_heads = 3; }),
+              HasSubstr("num_heads is 3: 512 channels do not divide"));
+  EXPECT_THAT(message([](Settings& s) { s.num_heads = 8, s.num_heads_upsample = 5; }),
+              HasSubstr("num_heads_upsample is 5: 384 channels"));
+  EXPECT_EQ(message([](Settings& s) { s.num_heads_upsample = 5, s.attention_resolutions = "7"; }),
+            "(nothing was thrown)");  // no level has it
+  EXPECT_THAT(message([](Settings& s) { s.diffusion_steps = 20; }),
+              HasSubstr("diffusion_steps is 20, at least 21"));
+  EXPECT_EQ(message([](Settings& s) { s.diffusion_steps = 20, s.noise_schedule = "cosine"; }),
+            "(nothing was thrown)");
+  EXPECT_THAT(message([](Settings& s) { s.timestep_respacing = "ddim7000"; }), HasSubstr("7000"));
   EXPECT_THAT(message([](Settings& s) { s.steps = 9, s.lr_anneal_steps = 8; }),
               HasSubstr("beyond"));
   EXPECT_THAT(message([](Settings& s) { s.microbatch = 0; }), HasSubstr("microbatch is 0"));

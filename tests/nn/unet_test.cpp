@@ -263,6 +263,13 @@ TEST(AdamW, SwapsTheAverageInAndOut) {
   }
   EXPECT_EQ(w.item(), 3);
   EXPECT_THROW(AdamW({{"w", w}}, {.ema_rates = {1.0}}), Error);
+
+  const Tensor b = Tensor::from<double>({2}, {5, 6});
+  const std::vector<NamedParameter> both = {{"w", w}, {"b", b}};
+  const std::vector<NamedParameter> misfit = {{"w", Tensor::full({1}, 7, DType::kFloat64)},
+                                              {"b", Tensor::full({3}, 7, DType::kFloat64)}};
+  EXPECT_THROW(SwappedParameters(both, misfit), ShapeError);
+  EXPECT_EQ(w.item(), 3);  // and not 7
 }
 
 }  // namespace
