@@ -117,9 +117,10 @@ fs::path find_checkpoint(const fs::path& path) {
   return found.rbegin()->second;
 }
 
-void prune_checkpoints(const fs::path& folder, int64_t keep) {
+void prune_checkpoints(const fs::path& folder, int64_t keep, int64_t step) {
   if (keep <= 0) return;
   auto found = checkpoints_in(folder);
+  found.erase(found.upper_bound(step), found.end());
   while (static_cast<int64_t>(found.size()) > keep) {
     fs::remove(found.begin()->second);
     found.erase(found.begin());

@@ -46,8 +46,9 @@ std::map<int64_t, std::filesystem::path> checkpoints_in(const std::filesystem::p
 /// The file itself, or the newest checkpoint if `path` is a folder. Throws FileError if there is
 /// none.
 std::filesystem::path find_checkpoint(const std::filesystem::path& path);
-/// Removes all but the newest `keep` (0: keeps all).
-void prune_checkpoints(const std::filesystem::path& folder, int64_t keep);
+/// Removes all but the last `keep` checkpoints up to `step` (0: keeps all). Later ones are not this
+/// run's, and stay.
+void prune_checkpoints(const std::filesystem::path& folder, int64_t keep, int64_t step);
 /// Removes what an earlier run left, and nothing else.
 void remove_run(const std::filesystem::path& folder);
 

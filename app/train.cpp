@@ -44,7 +44,8 @@ CommandLine train_command_line(TrainFlags& flags) {
   line.add("--preset", flags.preset, "a model to start from; any flag overrides its part", "",
            {names.begin(), names.end()});
   line.add("--resume,--resume_checkpoint", flags.resume,
-           "go on from a checkpoint, or from the newest in a folder, with its settings",
+           "go on from a checkpoint, or from the newest in a folder, with its settings; in its "
+           "folder, or from an earlier checkpoint in a new one that --out names",
            "CHECKPOINT");
   line.add("--overwrite", flags.overwrite, "remove an earlier run from the folder");
   line.add("--save_interval", flags.run.save_interval,
@@ -69,6 +70,11 @@ void check_flags(const TrainFlags& flags) {
   const auto at_least = [](const char* name, int64_t value, int64_t least) {
     if (value < least) fail<UsageError>("{} is {}, at least {} expected", name, value, least);
   };
+  constexpr int64_t kMostSamples = 10'000;  // in one picture
+  if (flags.run.num_samples > kMostSamples) {
+    fail<UsageError>("--num_samples is {}, at most {} expected", flags.run.num_samples,
+                     kMostSamples);
+  }
   at_least("--log_interval", flags.run.log_interval, 1);
   at_least("--save_interval", flags.run.save_interval, 0);
   at_least("--keep", flags.run.keep, 0);
@@ -117,23 +123,55 @@ Settings settings_of_resumed_run(const CommandLine& line, const TrainFlags& flag
   return settings;
 }
 
+/// Going on in the same folder from an earlier step would mix two histories there.
+void refuse_later_checkpoints(const fs::path& folder, const Checkpoint& checkpoint) {
+  const auto found = checkpoints_in(folder);
+  std::vector<std::string> later;
+  for (auto at = found.upper_bound(checkpoint.step()); at != found.end(); ++at)
+    later.push_back(at->second.filename().string());
+  if (later.empty()) return;
+  if (later.size() > 6) {  // the first and the last say it
+    later[1] = fmt::format(".. ({} more) ..", later.size() - 2);
+    later[2] = later.back();
+    later.resize(3);
+  }
+  fail<FileError>(
+      "{}: its folder has later checkpoints, {}; name a new folder with --out to go on from step "
+      "{}, or remove those first",
+      checkpoint.path().string(), fmt::join(later, ", "), checkpoint.step());
+}
+
+void refuse_files_of_others(const TrainFlags& flags, const fs::path& out) {
+  if (!fs::exists(out) || fs::is_empty(out)) return;
+  if (!flags.resume.empty()) {
+    fail<FileError>(
+        "--out {}: the folder is not empty; name another one, or leave --out away to go on in the "
+        "checkpoint's own folder",
+        flags.out);
+  }
+  const bool has_run = !checkpoints_in(out).empty();
+  fail<FileError>(
+      "--out {}: the folder is not empty; {}", flags.out,
+      has_run ? fmt::format("--resume {} goes on with the run in it, --overwrite removes that run",
+                            flags.out)
+              : "name another one, or give --overwrite (which removes an earlier run's files, and "
+                "no others)");
+}
+
 /// Where the run writes; nothing is made or removed yet.
-fs::path checked_out_folder(const TrainFlags& flags, const fs::path& checkpoint) {
-  if (flags.out.empty())
-    return checkpoint.has_parent_path() ? checkpoint.parent_path() : fs::path(".");
+fs::path checked_out_folder(const TrainFlags& flags, const std::optional<Checkpoint>& checkpoint) {
   const fs::path out = flags.out;
   if (fs::exists(out) && !fs::is_directory(out))
     fail<FileError>("--out {}: this is not a folder", flags.out);
-  if (flags.resume.empty() && !flags.overwrite && fs::exists(out) && !fs::is_empty(out)) {
-    const bool has_run = !checkpoints_in(out).empty();
-    fail<FileError>(
-        "--out {}: the folder is not empty; {}", flags.out,
-        has_run
-            ? fmt::format("--resume {} goes on with the run in it, --overwrite removes that run",
-                          flags.out)
-            : "name another one, or give --overwrite (which removes an earlier run's files, and no "
-              "others)");
+  if (checkpoint) {
+    const fs::path& path = checkpoint->path();
+    const fs::path own = path.has_parent_path() ? path.parent_path() : fs::path(".");
+    if (out.empty() || (fs::exists(out) && fs::equivalent(out, own))) {
+      refuse_later_checkpoints(own, *checkpoint);
+      return out.empty() ? own : out;
+    }
   }
+  if (!flags.overwrite) refuse_files_of_others(flags, out);
   return out;
 }
 
@@ -183,7 +221,7 @@ int train_command(const std::vector<std::string>& arguments) {
   if (!flags.resume.empty()) checkpoint.emplace(find_checkpoint(flags.resume));
   Settings settings = checkpoint ? settings_of_resumed_run(line, flags, *checkpoint)
                                  : settings_of_new_run(line, flags);
-  const fs::path out = checked_out_folder(flags, checkpoint ? checkpoint->path() : fs::path());
+  const fs::path out = checked_out_folder(flags, checkpoint);
   const std::unique_ptr<Dataset> dataset = open_data(settings);
   Trainer trainer(settings);
   if (checkpoint) checkpoint->restore(trainer);

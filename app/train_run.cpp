@@ -1,6 +1,7 @@
 #include "app/train_run.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 #include <vector>
 
@@ -23,6 +24,15 @@ LoaderOptions loader_options(const Trainer& trainer) {
   return options;
 }
 
+bool all_finite(const std::vector<NamedParameter>& parameters) {
+  for (const NamedParameter& parameter : parameters) {
+    for (double value : parameter.value.to_vector<double>()) {
+      if (!std::isfinite(value)) return false;
+    }
+  }
+  return true;
+}
+
 double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
@@ -39,19 +49,29 @@ TrainRun::TrainRun(const RunOptions& options, std::filesystem::path out, const D
       end_(trainer.settings().steps > 0 ? trainer.settings().steps
                                         : trainer.settings().lr_anneal_steps),
       log_(out_ / "progress.csv", trainer.step_count()),
-      progress_("step", trainer.step_count(), end_, options.log_interval) {}
+      progress_("step", trainer.step_count(), end_, options.log_interval),
+      first_step_(trainer.step_count()) {}
 
 int TrainRun::run() {
   catch_interrupts();
   const auto begin = Clock::now();
-  while ((end_ == 0 || trainer_.step_count() < end_) && !interrupted()) step();
+  try {
+    train();
+  } catch (...) {
+    save_after_error();
+    throw;
+  }
   const bool stopped = interrupted();
-  log_.write_row();
-  if (last_saved_ != trainer_.step_count()) save();
   const bool sampling = !stopped && options_.sample_interval > 0;
   if (sampling && last_sampled_ != trainer_.step_count()) sample();
   progress_.clear();
   return finish(stopped, seconds_since(begin));
+}
+
+void TrainRun::train() {
+  while ((end_ == 0 || trainer_.step_count() < end_) && !interrupted()) step();
+  log_.write_row();
+  if (last_saved_ != trainer_.step_count()) save();
 }
 
 void TrainRun::step() {
@@ -69,10 +89,47 @@ void TrainRun::step() {
 }
 
 void TrainRun::save() {
-  last_saved_ = trainer_.step_count();
-  save_checkpoint(numbered_file(out_, "checkpoint", last_saved_, "safetensors"), trainer_);
-  prune_checkpoints(out_, options_.keep);
-  log_.draw(out_ / "loss.png");
+  const int64_t step = trainer_.step_count();
+  save_checkpoint(numbered_file(out_, "checkpoint", step, "safetensors"), trainer_);
+  last_saved_ = step;
+  prune_checkpoints(out_, options_.keep, step);
+  draw_loss();
+}
+
+/// A picture is not worth a run: what goes wrong with one is a warning.
+void TrainRun::draw_loss() {
+  try {
+    log_.draw(out_ / "loss.png");
+  } catch (const std::exception& error) {
+    progress_.message(fmt::format("warning: no plot of the loss: {}", error.what()));
+  }
+}
+
+/// A step that failed left the weights as they were, so they are worth keeping (unless the step
+/// before it broke them); the older checkpoints stay too, for a loss that went wrong some steps
+/// ago.
+void TrainRun::save_after_error() noexcept {
+  const auto attempt = [](const auto& action) {
+    try {
+      action();
+    } catch (...) {  // the first error is the one to report
+    }
+  };
+  attempt([&] { progress_.clear(); });
+  attempt([&] { log_.write_row(); });
+  const int64_t step = trainer_.step_count();
+  if (step == first_step_ || step == last_saved_) return;
+  attempt([&] {
+    if (!all_finite(trainer_.optimizer().parameters())) {
+      fmt::print(stderr, "step {} left weights that are not finite; they are not saved\n", step);
+      return;
+    }
+    const auto path = numbered_file(out_, "checkpoint", step, "safetensors");
+    save_checkpoint(path, trainer_);
+    fmt::print(stderr, "saved after step {}; to go on: mutilde train --resume {}\n", step,
+               path.string());
+    draw_loss();
+  });
 }
 
 /// The first images of the data set, made small: super-resolution starts from them.
@@ -84,9 +141,19 @@ Tensor TrainRun::low_res_for_samples() const {
   return downsampled(trainer_.settings(), pixels.to(DType::kFloat32) / 127.5 - 1.0);
 }
 
-/// A grid from the averaged weights, by a few DDIM steps, always from the same noise.
+/// A grid of samples(). As with the plot, what goes wrong is a warning.
 void TrainRun::sample() {
   last_sampled_ = trainer_.step_count();
+  try {
+    write_png(numbered_file(out_, "samples", last_sampled_, "png"), image_grid(samples()));
+  } catch (const std::exception& error) {
+    progress_.message(
+        fmt::format("warning: no samples after step {}: {}", last_sampled_, error.what()));
+  }
+}
+
+/// From the averaged weights, by a few DDIM steps, always from the same noise.
+Tensor TrainRun::samples() const {
   const NoGrad no_grad;
   const Settings& settings = trainer_.settings();
   const SwappedParameters swapped(trainer_.optimizer().parameters(),
@@ -98,9 +165,8 @@ void TrainRun::sample() {
   if (settings.class_cond) request.y = cycling_classes(0, request.count, settings.num_classes);
   if (settings.small_size > 0) request.low_res = low_res_for_samples();
   const int64_t steps = std::min(options_.sample_steps, settings.diffusion_steps);
-  const Tensor x = sample_images(trainer_.unet(), settings,
-                                 make_diffusion(settings, std::to_string(steps)), request);
-  write_png(numbered_file(out_, "samples", last_sampled_, "png"), image_grid(x));
+  return sample_images(trainer_.unet(), settings, make_diffusion(settings, std::to_string(steps)),
+                       request);
 }
 
 int TrainRun::finish(bool stopped, double seconds) {
@@ -113,8 +179,9 @@ int TrainRun::finish(bool stopped, double seconds) {
   }
   fmt::print("trained to step {} in {}; loss {:.4g}\n  {}\n", step, duration_text(seconds),
              recent_loss_, checkpoint);
-  if (last_sampled_ == step)
-    fmt::print("  {}\n", numbered_file(out_, "samples", step, "png").string());
+  const auto samples = numbered_file(out_, "samples", step, "png");
+  if (last_sampled_ == step && std::filesystem::is_regular_file(samples))
+    fmt::print("  {}\n", samples.string());
   fmt::print("  {}\nto make images: mutilde sample {}\n", (out_ / "loss.png").string(), checkpoint);
   return 0;
 }

@@ -24,15 +24,20 @@ class TrainRun {
   TrainRun(const RunOptions& options, std::filesystem::path out, const Dataset& dataset,
            Trainer& trainer);
 
-  /// Trains to the last step of the settings, or until interrupted; returns the exit code.
+  /// Trains to the last step of the settings, or until interrupted; returns the exit code. An
+  /// exception leaves only after what was trained before it is saved.
   int run();
 
  private:
   using Clock = std::chrono::steady_clock;
 
+  void train();
   void step();
   void save();
+  void save_after_error() noexcept;
+  void draw_loss();
   void sample();
+  Tensor samples() const;
   Tensor low_res_for_samples() const;
   int finish(bool stopped, double seconds);
 
@@ -45,6 +50,7 @@ class TrainRun {
   ProgressLog log_;
   Progress progress_;
   double recent_loss_ = 0;
+  int64_t first_step_;  // done before this run
   int64_t last_saved_ = -1, last_sampled_ = -1;
 };
 

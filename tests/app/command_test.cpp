@@ -83,6 +83,17 @@ TEST_F(CommandTest, TrainingRefusesBadSettingsAndBadData) {
               HasSubstr("multiple of 32"));
   EXPECT_THAT(refusal("train --data images --out run --num_heads 3 --preset small"),
               HasSubstr("3 heads"));
+  // Settings are judged before the data is read.
+  EXPECT_THAT(refusal("train --data nowhere --out run --num_heads 3 --preset small"),
+              HasSubstr("num_heads is 3"));
+  EXPECT_THAT(refusal("train --data nowhere --out run --diffusion_steps 10 " + tiny),
+              HasSubstr("diffusion_steps is 10, at least 21"));
+  EXPECT_THAT(refusal("train --data nowhere --out run --timestep_respacing ddim7000 " + tiny),
+              HasSubstr("7000"));
+  EXPECT_THAT(refusal("train --data nowhere --out run --ema_rate 0.9,0.9 " + tiny),
+              HasSubstr("0.9 is given twice"));
+  EXPECT_THAT(refusal("train --data images --out run --num_samples 4611686018427387904 " + tiny),
+              HasSubstr("at most 10000"));
   EXPECT_THAT(refusal("train --data images --out run --image_channels 1 " + tiny),
               HasSubstr("have 3"));
   EXPECT_THAT(refusal("train --data images --out run --learn_sigma --sigma_small"),
@@ -142,6 +153,9 @@ TEST_F(CheckpointCommandTest, SamplingRefusesFlagsThatDoNotFit) {
   EXPECT_THAT(refusal("sample run --use_raw --ema_rate 0.9999"), HasSubstr("contradict"));
   EXPECT_THAT(refusal("sample run --ema_rate 0.5"), HasSubstr("no average of rate 0.5"));
   EXPECT_THAT(refusal("sample run --num_samples 0"), HasSubstr("--num_samples is 0"));
+  EXPECT_THAT(refusal("sample run --num_samples 4611686018427387904"),
+              HasSubstr("--num_samples is 4611686018427387904, at most 10000000 expected"));
+  EXPECT_THAT(refusal("sample run --batch_size 4611686018427387904"), HasSubstr("--batch_size is"));
   EXPECT_THAT(refusal("sample run --class 1"), HasSubstr("knows no classes"));
   EXPECT_THAT(refusal("sample run --low_res images"), HasSubstr("no super-resolution"));
   EXPECT_THAT(refusal("sample run --timestep_respacing 41"), HasSubstr("41"));

@@ -1,10 +1,16 @@
 // The small parts of the command: suggestions, texts of the progress line, the plot.
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 
+#include <fmt/format.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include "app/plot.h"
 #include "app/progress.h"
+#include "app/run_folder.h"
 #include "app/suggest.h"
 
 namespace mutilde::app {
@@ -65,6 +71,26 @@ TEST(Plot, DrawsACurveWithinItsAxesAndSurvivesEveryInput) {
   EXPECT_EQ(coloured(plot({1, 2}, {NAN, -1})), 0);
   plot({5}, {3});
   plot({1, 2}, {1e-300, 1e300});
+}
+
+TEST(PruneCheckpoints, KeepsTheOneJustSavedAndAllThatAreLater) {
+  namespace fs = std::filesystem;
+  const fs::path folder = fs::temp_directory_path() / fmt::format("mutilde_prune_{}", getpid());
+  fs::create_directories(folder);
+  const auto steps_left = [&](int64_t keep, int64_t saved) {
+    for (int64_t step : {1, 2, 3, 4, 5, 6})
+      std::ofstream(numbered_file(folder, "checkpoint", step, "safetensors")) << "x";
+    prune_checkpoints(folder, keep, saved);
+    std::vector<int64_t> steps;
+    for (const auto& [step, path] : checkpoints_in(folder)) steps.push_back(step);
+    return steps;
+  };
+  using testing::ElementsAre;
+  EXPECT_THAT(steps_left(3, 6), ElementsAre(4, 5, 6));
+  EXPECT_THAT(steps_left(3, 2), ElementsAre(1, 2, 3, 4, 5, 6));
+  EXPECT_THAT(steps_left(1, 2), ElementsAre(2, 3, 4, 5, 6));
+  EXPECT_THAT(steps_left(0, 6), ElementsAre(1, 2, 3, 4, 5, 6));
+  fs::remove_all(folder);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // The command from end to end on generated pictures: train, stop, resume, sample.
 #include <chrono>
+#include <cmath>
 #include <thread>
 
 #include <gmock/gmock.h>
@@ -143,6 +144,82 @@ TEST_F(CommandTest, OverwriteRemovesARunAndNothingElse) {
   EXPECT_FALSE(fs::exists(work() / "run" / "checkpoint_000002.safetensors"));
   EXPECT_TRUE(fs::exists(work() / "run" / "checkpoint_000001.safetensors"));
   EXPECT_EQ(read_file(work() / "run" / "notes.txt"), "mine");
+}
+
+TEST_F(CommandTest, GoingOnFromAnEarlierCheckpointTakesANewFolder) {
+  make_images("images", 6, 8);
+  const std::string flags =
+      std::string("train --data images --sample_interval 0 --save_interval 1") + kTiny;
+  succeed(flags + "--out run --steps 4 --keep 0");
+  succeed(flags + "--out other --steps 2");
+  const std::string first = "train --resume run/checkpoint_000001.safetensors --steps 4 --keep 2 ";
+  EXPECT_THAT(refusal(first),
+              AllOf(HasSubstr("run/checkpoint_000001.safetensors"),
+                    HasSubstr("later checkpoints, checkpoint_000002.safetensors, "
+                              "checkpoint_000003.safetensors, checkpoint_000004.safetensors"),
+                    HasSubstr("--out")));
+  EXPECT_THAT(refusal(first + "--out run/../run/"), HasSubstr("later checkpoints"));
+  // Another run's folder is not to be mixed with this one.
+  EXPECT_THAT(refusal(first + "--out other"), HasSubstr("not empty"));
+  EXPECT_THAT(refusal("train --resume run --steps 5 --out images"), HasSubstr("not empty"));
+
+  fs::create_directories(work() / "branch");
+  succeed(first + "--out branch --save_interval 1");
+  EXPECT_TRUE(fs::exists(work() / "branch" / "checkpoint_000003.safetensors"));
+  EXPECT_TRUE(read_file(work() / "branch" / "checkpoint_000004.safetensors") ==
+              read_file(work() / "run" / "checkpoint_000004.safetensors"));
+  for (int step : {1, 2, 3, 4}) {
+    EXPECT_TRUE(fs::exists(work() / fmt::format("run/checkpoint_{:06}.safetensors", step)));
+  }
+  succeed("train --resume run --steps 5 --out run/. --keep 2");  // its own folder, by another name
+  EXPECT_FALSE(fs::exists(work() / "run" / "checkpoint_000003.safetensors"));
+}
+
+TEST_F(CommandTest, ARunThatFailsSavesWhatItHasTrained) {
+  make_images("images", 6, 8);
+  // Decay that overshoots makes each weight 999 times larger a step.
+  const Result result =
+      run(std::string("train --data images --out run --steps 400 --lr 1 --weight_decay 1000 "
+                      "--save_interval 0 --sample_interval 0 --log_interval 1000 "
+                      "--random_flip") +
+          kTiny);
+  EXPECT_EQ(result.exit_code, 2);
+  const size_t start = result.err.find("the loss of step ");
+  ASSERT_NE(start, std::string::npos) << result.err;
+  const int failed = std::stoi(result.err.substr(start + 17));
+  ASSERT_GT(failed, 1) << result.err;
+  const fs::path checkpoint = fmt::format("run/checkpoint_{:06}.safetensors", failed - 1);
+  EXPECT_THAT(result.err, HasSubstr("to go on: mutilde train --resume " + checkpoint.string()));
+  const SafetensorsFile file(work() / checkpoint);
+  for (const std::string& name : file.names()) {
+    for (double value : file.read(name).to_vector<double>())
+      ASSERT_TRUE(std::isfinite(value)) << name;
+  }
+  EXPECT_THAT(read_file(work() / "run" / "progress.csv"),
+              HasSubstr(fmt::format("\n{},", failed - 1)));
+}
+
+TEST_F(CommandTest, APictureThatCannotBeWrittenIsAWarning) {
+  make_images("images", 6, 8);
+  succeed(std::string("train --data images --out run --steps 1 --sample_interval 0") + kTiny);
+  fs::remove(work() / "run" / "loss.png");
+  fs::create_directories(work() / "run" / "samples_000002.png");
+  fs::create_directories(work() / "run" / "loss.png");
+  const Result result =
+      succeed("train --resume run --steps 3 --sample_interval 1 --num_samples 2 --sample_steps 2");
+  EXPECT_THAT(result.err,
+              AllOf(HasSubstr("warning: no samples after step 2"), HasSubstr("samples_000002.png"),
+                    HasSubstr("warning: no plot of the loss")));
+  EXPECT_TRUE(fs::is_regular_file(work() / "run" / "samples_000003.png"));
+  EXPECT_TRUE(fs::exists(work() / "run" / "checkpoint_000003.safetensors"));
+}
+
+TEST_F(CommandTest, InfoCountsTheImagesOfEveryBatchSize) {
+  make_images("images", 6, 8);
+  succeed(std::string("train --data images --out run --steps 2 --sample_interval 0") + kTiny);
+  EXPECT_THAT(succeed("info run").out, HasSubstr("step 2, 8 images seen"));
+  succeed("train --resume run --steps 5 --batch_size 2 --sample_interval 0");
+  EXPECT_THAT(succeed("info run").out, HasSubstr("step 5, 14 images seen"));
 }
 
 TEST_F(CommandTest, AnInterruptSavesAndSaysHowToGoOn) {
