@@ -139,11 +139,13 @@ std::optional<std::string> read_entry(const std::string& path, zip_t* zip,
 std::optional<Shape> parse_shape(std::string_view text) {
   std::vector<int64_t> sizes;
   const char *at = text.data(), *end = at + text.size();
+  int64_t product = 1;
   while (at != end && *at != ')') {
     int64_t size = 0;
     const auto [next, error] = std::from_chars(at, end, size);
     if (error != std::errc{} || size < 0 || size >= (int64_t{1} << 31) ||
-        sizes.size() == Shape::kMaxRank) {
+        sizes.size() == Shape::kMaxRank ||
+        (size > 0 && __builtin_mul_overflow(product, size, &product))) {
       return std::nullopt;
     }
     sizes.push_back(size);

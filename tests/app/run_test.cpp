@@ -150,7 +150,7 @@ TEST_F(CommandTest, GoingOnFromAnEarlierCheckpointTakesANewFolder) {
       std::string("train --data images --sample_interval 0 --save_interval 1") + kTiny;
   succeed(flags + "--out run --steps 4 --keep 0");
   succeed(flags + "--out other --steps 2");
-  const std::string first = "train --resume run/checkpoint_000001.safetensors --steps 3 --keep 2 ";
+  const std::string first = "train --resume run/checkpoint_000001.safetensors --steps 4 --keep 2 ";
   EXPECT_THAT(refusal(first),
               AllOf(HasSubstr("run/checkpoint_000001.safetensors"),
                     HasSubstr("later checkpoints, checkpoint_000002.safetensors, "
@@ -163,9 +163,9 @@ TEST_F(CommandTest, GoingOnFromAnEarlierCheckpointTakesANewFolder) {
 
   fs::create_directories(work() / "branch");
   succeed(first + "--out branch --save_interval 1");
-  EXPECT_TRUE(fs::exists(work() / "branch" / "checkpoint_000002.safetensors"));
-  EXPECT_TRUE(read_file(work() / "branch" / "checkpoint_000003.safetensors") ==
-              read_file(work() / "run" / "checkpoint_000003.safetensors"));
+  EXPECT_TRUE(fs::exists(work() / "branch" / "checkpoint_000003.safetensors"));
+  EXPECT_TRUE(read_file(work() / "branch" / "checkpoint_000004.safetensors") ==
+              read_file(work() / "run" / "checkpoint_000004.safetensors"));
   for (int step : {1, 2, 3, 4}) {
     EXPECT_TRUE(fs::exists(work() / fmt::format("run/checkpoint_{:06}.safetensors", step)));
   }
@@ -175,11 +175,12 @@ TEST_F(CommandTest, GoingOnFromAnEarlierCheckpointTakesANewFolder) {
 
 TEST_F(CommandTest, ARunThatFailsSavesWhatItHasTrained) {
   make_images("images", 6, 8);
-  // A learning rate that no network survives.
-  const Result result = run(std::string("train --data images --out run --steps 400 --lr 1000 "
-                                        "--save_interval 0 --sample_interval 0 --log_interval 1000 "
-                                        "--random_flip") +
-                            kTiny);
+  // Decay that overshoots makes each weight 999 times larger a step.
+  const Result result =
+      run(std::string("train --data images --out run --steps 400 --lr 1 --weight_decay 1000 "
+                      "--save_interval 0 --sample_interval 0 --log_interval 1000 "
+                      "--random_flip") +
+          kTiny);
   EXPECT_EQ(result.exit_code, 2);
   const size_t start = result.err.find("the loss of step ");
   ASSERT_NE(start, std::string::npos) << result.err;
