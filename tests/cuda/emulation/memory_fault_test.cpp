@@ -52,16 +52,18 @@ TEST_F(MemoryFault, DynamicSharedMemoryOneByteTooFar) {
                "\\(2,0,0\\)");
 }
 
-__global__ void write_static(int row, int column) {
+__global__ void write_static(int row, int column, float* out) {
   __shared__ float tile[4][8];
   tile[threadIdx.x][0] = 0;
   __syncthreads();
   if (threadIdx.x == 1) tile[row][column] = 1.0F;
+  out[threadIdx.x] = tile[threadIdx.x][0];
 }
 
 TEST_F(MemoryFault, StaticSharedMemoryByItsIndexOnEachAxis) {
-  const auto run = [](int row, int column) {
-    launch<write_static>({.grid = 1, .block = 4}, row, column);
+  const DeviceArray<float> out(4);
+  const auto run = [&](int row, int column) {
+    launch<write_static>({.grid = 1, .block = 4}, row, column, out.data());
   };
   run(3, 7);
   EXPECT_DEATH(run(4, 0), "index 4 out of bounds for type 'float ?\\[4\\]\\[8\\]'");
