@@ -16,7 +16,7 @@ minimal=(
 full=(
   ccache git python3 python3-numpy katex
   clang-14 libclang-rt-14-dev libomp-14-dev clang-format-14 clang-tidy-14
-  libtomlplusplus-dev libgtest-dev libgmock-dev
+  libtomlplusplus-dev libgtest-dev libgmock-dev libboost-context-dev
 )
 
 packages=("${minimal[@]}" "${full[@]}")

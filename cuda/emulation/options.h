@@ -1,0 +1,26 @@
+// What a test may vary about the emulated device.
+#pragma once
+
+#include <cstddef>
+
+namespace mutilde::emulation {
+
+/// In what order the threads of a block take their turns between two barriers. A GPU promises
+/// none: a kernel whose result depends on it lacks a barrier.
+enum class Order { kForward, kReverse };
+
+struct Options {
+  int host_threads = 0;  // that blocks are spread over; 0: as many as OpenMP would use
+  Order order = Order::kForward;
+  /// Fresh shared and device memory is filled with 0xff: a NaN in every floating type, -1 in the
+  /// integers. Off, it holds what malloc gives.
+  bool fill_with_nan = true;
+  /// The least of the targets' limits (sm_86 and sm_89; sm_80 has 163 KiB, sm_90 and sm_100 have
+  /// 227): what runs here fits all of them.
+  size_t shared_bytes_per_block = 99 * 1024;
+};
+
+/// Read at each launch. Not to be changed during one.
+Options& options();
+
+}  // namespace mutilde::emulation

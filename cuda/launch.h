@@ -1,0 +1,86 @@
+// The two things that CUDA spells outside of C++, as functions: kernel<<<...>>>(...) is launch(),
+// and `extern __shared__` is dynamic_shared(). Everything else in a .cu file here is CUDA's own
+// spelling, and compiles with nvcc or, against cuda/emulation, with any C++20 compiler.
+#pragma once
+
+#include <cstddef>
+
+#include <cuda_runtime.h>
+
+#include "core/error.h"
+#ifndef __CUDACC__
+#include "cuda/emulation/grid.h"
+#include "cuda/emulation/runtime_api.h"
+#include "cuda/emulation/thread.h"
+#endif
+
+namespace mutilde::cuda {
+
+struct LaunchConfig {
+  dim3 grid;
+  dim3 block;
+  size_t shared_bytes = 0;  // dynamic ones, a block
+  cudaStream_t stream = nullptr;
+  // Where launch() is called, for messages.
+  const char* file = __builtin_FILE();
+  int line = __builtin_LINE();
+};
+
+/// Starts a kernel:
+///
+///   launch<matmul_tiled<float>>({.grid = {8, 4}, .block = 256}, a, b, out, M, N, K);
+///
+/// The kernel is a template argument so that its name is known without a macro. On a GPU this
+/// returns at once, and throws Error if the launch was refused; emulated, it returns when the
+/// kernel is done, and throws emulation::KernelFault for all that went wrong in it.
+template <auto kernel, class... Arguments>
+void launch(const LaunchConfig& config, Arguments... arguments) {
+  static_assert((sizeof(Arguments) + ... + 0) <= 4096, "a kernel takes 4 KiB of arguments");
+#ifdef __CUDACC__
+  // Up to 48 KiB are free to use, more must be asked for.
+  cudaError_t error =
+      config.shared_bytes <= 48 * 1024
+          ? cudaSuccess
+          : cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(config.shared_bytes));
+  if (error == cudaSuccess) {
+    kernel<<<config.grid, config.block, config.shared_bytes, config.stream>>>(arguments...);
+    error = cudaGetLastError();
+  }
+  if (error != cudaSuccess) {
+    fail<Error>(
+        "cuda: the launch at {}:{} was refused: {} (grid {},{},{}, block {},{},{}, {} bytes "
+        "of shared memory)",
+        config.file, config.line, cudaGetErrorString(error), config.grid.x, config.grid.y,
+        config.grid.z, config.block.x, config.block.y, config.block.z, config.shared_bytes);
+  }
+#else
+  // A kernel has a copy of its arguments, and so has each of its threads.
+  const auto run_thread = [&] { kernel(arguments...); };
+  emulation::run_grid(
+      {.kernel = emulation::kernel_name<kernel>(),
+       .grid = config.grid,
+       .block = config.block,
+       .shared_bytes = config.shared_bytes,
+       .site = {config.file, config.line},
+       .run_thread = [](const void* run) { (*static_cast<const decltype(run_thread)*>(run))(); },
+       .arguments = &run_thread});
+#endif
+}
+
+/// The block's dynamic shared memory, of which the launch said the size. All calls give the same
+/// bytes, whatever T is: a T, or the first of an array of T.
+#ifdef __CUDACC__
+template <class T>
+__device__ T* dynamic_shared() {
+  extern __shared__ __align__(128) unsigned char bytes[];
+  return reinterpret_cast<T*>(bytes);
+}
+#else
+template <class T>
+T* dynamic_shared(emulation::CallSite site = emulation::CallSite::here()) {
+  return static_cast<T*>(emulation::dynamic_shared_memory(sizeof(T), site));
+}
+#endif
+
+}  // namespace mutilde::cuda
