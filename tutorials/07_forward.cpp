@@ -172,9 +172,9 @@ void signal_to_noise(const std::vector<std::pair<std::string, const Schedule*>>&
     const auto ratio = [table = schedule->alpha_bar](int64_t t) {
       return at(table, t) / (1 - at(table, t));
     };
-    const auto first_below = [&](double limit) {
+    const auto first_below = [&ratio, T = schedule->T](double limit) {
       int64_t t = 0;
-      while (t < schedule->T && ratio(t) >= limit) ++t;
+      while (t < T && ratio(t) >= limit) ++t;
       return t;
     };
     fmt::print(
