@@ -58,11 +58,13 @@ void pack_b(const Product<T>& p, T* packed) {
 template <class T>
 void multiply_block(const Product<T>& p, const T* packed, int64_t begin, int64_t end,
                     int64_t panel_begin, int64_t panel_end, bool accumulate) {
+  // Without terms there may be no A at all: no address is formed then.
+  const int64_t a_row = p.K > 0 ? p.a_row : 0;
   // A few panels do not repay the copy (6 floats for 6 cycles of arithmetic a panel).
-  const bool pack_a = p.a_step != 1 && panel_end - panel_begin > 3;
+  const bool pack_a = p.a_step != 1 && p.K > 0 && panel_end - panel_begin > 3;
   for (int64_t k = 0; k == 0 || k < p.K; k += kSlice) {
     const int64_t slice = std::min(kSlice, p.K - k);
-    const T* a = p.a + begin * p.a_row + k * p.a_step;
+    const T* a = p.a + begin * a_row + k * p.a_step;
     if (pack_a) {
       T* tiles =
           scratch<T>(Scratch::kPackedA, ceil_div(end - begin, kTileRows) * kTileRows * kSlice);
@@ -79,9 +81,8 @@ void multiply_block(const Product<T>& p, const T* packed, int64_t begin, int64_t
         const int64_t rows = std::min<int64_t>(kTileRows, end - m);
         T* c[kTileRows] = {};
         for (int64_t r = 0; r < rows; ++r) c[r] = p.c + (m + r) * p.c_row + column;
-        const ProductRun<T> run = pack_a
-                                      ? ProductRun<T>{a + (m - begin) * slice, 1, b, slice}
-                                      : ProductRun<T>{a + (m - begin) * p.a_row, p.a_row, b, slice};
+        const ProductRun<T> run = pack_a ? ProductRun<T>{a + (m - begin) * slice, 1, b, slice}
+                                         : ProductRun<T>{a + (m - begin) * a_row, a_row, b, slice};
         multiply_tile<T>(rows, width, run, pack_a ? kTileRows : p.a_step, width,
                          k == 0 && !accumulate ? start : nullptr, c, columns);
       }

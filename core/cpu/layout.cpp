@@ -121,12 +121,12 @@ void CpuBackend::copy_slice(ConstView x, int axis, int64_t x_begin, int64_t coun
                             int64_t out_begin) {
   const int64_t inner = x.shape.product(axis + 1, x.shape.rank()) *
                         static_cast<int64_t>(size_of(x.dtype));  // bytes an entry of the axis
-  const int64_t bytes = count * inner;
-  if (bytes == 0) return;
+  const int64_t bytes = count * inner, rows = x.shape.product(0, axis);
+  if (bytes == 0 || rows == 0) return;
   const int64_t x_stride = x.shape[axis] * inner, out_stride = out.shape[axis] * inner;
   const char* from = x.as<char>() + x_begin * inner;
   char* to = out.as<char>() + out_begin * inner;
-  parallel_for(x.shape.product(0, axis), kGrainBytes / bytes + 1, [&](int64_t begin, int64_t end) {
+  parallel_for(rows, kGrainBytes / bytes + 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       std::memcpy(to + row * out_stride, from + row * x_stride, static_cast<size_t>(bytes));
     }
