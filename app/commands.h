@@ -13,5 +13,6 @@ constexpr int kInterrupted = 130;
 int train_command(const std::vector<std::string>& arguments);
 int sample_command(const std::vector<std::string>& arguments);
 int info_command(const std::vector<std::string>& arguments);
+int bench_command(const std::vector<std::string>& arguments);
 
 }  // namespace mutilde::app

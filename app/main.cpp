@@ -1,4 +1,4 @@
-// mutilde: train diffusion models, sample from them, look into their checkpoints.
+// mutilde: train diffusion models, sample from them, look into their checkpoints, measure.
 #include <algorithm>
 #include <array>
 #include <exception>
@@ -21,10 +21,11 @@ struct Command {
   const char* summary;
 };
 
-constexpr std::array<Command, 3> kCommands = {
+constexpr std::array<Command, 4> kCommands = {
     {{"train", train_command, "Train a diffusion model on a folder of images or a known data set"},
      {"sample", sample_command, "Make images with a trained model"},
-     {"info", info_command, "Show what is in a checkpoint"}}};
+     {"info", info_command, "Show what is in a checkpoint"},
+     {"bench", bench_command, "Measure a step, and where its time goes"}}};
 
 void print_help(std::FILE* out) {
   fmt::print(out,

@@ -183,4 +183,33 @@ Image draw_plot(const std::string& title, const std::string& x_label,
   return image;
 }
 
+Image draw_bars(const std::string& title, const std::string& legend, const std::vector<Bar>& bars) {
+  constexpr int kBar = 16, kPitch = 24, kFirst = 76;
+  constexpr Colour kValue = {150, 184, 224}, kPart = {30, 70, 130};
+  int names = 0, values = 0;
+  double longest = 0;
+  const auto value_text = [](const Bar& bar) { return fmt::format("{:.4g}", bar.value); };
+  for (const Bar& bar : bars) {
+    names = std::max(names, text_width(bar.name, 2));
+    values = std::max(values, text_width(value_text(bar), 2));
+    longest = std::max({longest, bar.value, bar.part});
+  }
+  const int left = names + 36, width = std::max(kWidth, left + 480);
+  Image image(kFirst + kPitch * static_cast<int>(bars.size()) + 16, width, 3);
+  std::fill(image.pixels.begin(), image.pixels.end(), uint8_t{255});
+  draw_text(image, 20, 18, title, 2);
+  draw_text(image, 20, 42, legend, 2, kPart);
+  const double scale = (width - 32 - values - left) / std::max(longest, 1e-300);
+  int y = kFirst;
+  for (const Bar& bar : bars) {
+    draw_text(image, left - 12 - text_width(bar.name, 2), y + 1, bar.name, 2);
+    fill(image, left, y, left + bar.value * scale, y + kBar, kValue);
+    fill(image, left, y + 5, left + bar.part * scale, y + kBar - 5, kPart);
+    draw_text(image, left + static_cast<int>(std::max(bar.value, bar.part) * scale) + 8, y + 1,
+              value_text(bar), 2);
+    y += kPitch;
+  }
+  return image;
+}
+
 }  // namespace mutilde::app

@@ -1,5 +1,4 @@
-// A line plot as a picture: axes, round ticks, labels, a legend.
-// The y axis is logarithmic, as suits a loss.
+// Plots as pictures: curves over a logarithmic y axis, as suits a loss, and bars.
 #pragma once
 
 #include <array>
@@ -25,5 +24,13 @@ std::vector<double> smoothed(const std::vector<double>& y, double share);
 
 Image draw_plot(const std::string& title, const std::string& x_label,
                 const std::vector<Curve>& curves);
+
+struct Bar {
+  std::string name;
+  double value, part;  // the part is drawn as a dark line within the bar
+};
+
+/// Horizontal bars, one below the other, with their values.
+Image draw_bars(const std::string& title, const std::string& legend, const std::vector<Bar>& bars);
 
 }  // namespace mutilde::app

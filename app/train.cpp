@@ -29,14 +29,12 @@ CommandLine train_command_line(TrainFlags& flags) {
       "mutilde train --data DATA --out FOLDER [flags]\n"
       "       mutilde train --resume CHECKPOINT [flags]",
       "  mutilde train --data fashion-mnist --preset small --steps 1000 --lr 1e-3 --out run\n"
-      "  mutilde train --data photos/ --image_size 64 --learn_sigma --noise_schedule cosine --out "
-      "run\n"
+      "  mutilde train --data photos/ --image_size 64 --learn_sigma --out run\n"
       "  mutilde train --resume run --steps 5000\n");
   line.group("Run");
   line.add("--data,--data_dir", flags.settings.data,
            "what to train on: a folder of images, a folder with CIFAR-10's or with IDX files, or "
-           "the name of a data "
-           "set that is installed (fashion-mnist)",
+           "the name of a data set that is installed (fashion-mnist)",
            "DATA");
   line.add("--out", flags.out, "folder for checkpoints, samples, progress.csv and loss.png",
            "FOLDER");

@@ -67,9 +67,9 @@ class Runner:
         self.process.wait()
 
 
-def measure(args, preset, mode, peak):
-    ours = Runner("mutilde", [args.step_bench, "--preset", preset, "--mode", mode, "--serve"])
-    flops, batch = ours.wait_ready()
+def measure(args, preset, mode):
+    ours = Runner("mutilde", [args.mutilde, "bench", "--preset", preset, "--mode", mode, "--serve"])
+    flops, batch, peak = ours.wait_ready()
     peers = []
     if args.python:
         # Some distributions force an older OpenBLAS kernel here; the peer gets this processor's best.
@@ -84,9 +84,10 @@ def measure(args, preset, mode, peak):
             time.sleep(args.pause)  # threads of the one before stop spinning
             runner.step()
     row = {"preset": preset, "mode": mode, "precision": "fp32", "batch": int(batch),
-           "ours_ms": statistics.median(ours.times), "ours_ms_all": ours.times, "peak_mb": ours.peak_mb()}
+           "ours_ms": statistics.median(ours.times), "ours_ms_all": ours.times, "peak_mb": ours.peak_mb(),
+           "peak_gflops": float(peak)}
     row["images_per_s"] = row["batch"] / row["ours_ms"] * 1e3
-    row["share_of_peak"] = float(flops) / (row["ours_ms"] * 1e-3) / (peak * 1e9)
+    row["share_of_peak"] = float(flops) / (row["ours_ms"] * 1e6) / float(peak)
     if peers:
         best = min(peers, key=lambda runner: statistics.median(runner.times))
         row["peer"] = "PyTorch " + args.torch_version + " " + best.name
@@ -101,7 +102,7 @@ def measure(args, preset, mode, peak):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--step_bench", required=True, help="the program built from bench/step_bench.cpp")
+    parser.add_argument("--mutilde", required=True, help="the program that was built")
     parser.add_argument("--python", help="a Python with PyTorch; without it only ours is measured")
     parser.add_argument("--presets", default="small,medium,cifar")
     parser.add_argument("--modes", default="train,sample")
@@ -117,17 +118,15 @@ def main():
     if args.python:
         args.torch_version = subprocess.run([args.python, "-c", "import torch; print(torch.__version__)"],
                                             stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-    peak = float(subprocess.run([args.step_bench, "--peak"], stdout=subprocess.PIPE, text=True, check=True).stdout)
-    print(f"FMA peak {peak:.0f} GFLOP/s (float32, {os.cpu_count()} cores)")
-    print(f"{'preset':8}{'mode':8}{'batch':>6}{'ours ms':>10}{'images/s':>10}{'of peak':>9}{'peak MB':>9}"
+    print(f"{'preset':8}{'mode':8}{'batch':>6}{'ours ms':>10}{'images/s':>10}{'peak':>8}{'of it':>8}{'peak MB':>9}"
           f"{'peer ms':>10}{'peer MB':>9}{'ratio':>7}  peer")
     rows = []
     for preset in args.presets.split(","):
         for mode in args.modes.split(","):
-            row = measure(args, preset, mode, peak)
+            row = measure(args, preset, mode)
             rows.append(row)
             print(f"{preset:8}{mode:8}{row['batch']:6}{row['ours_ms']:10.1f}{row['images_per_s']:10.1f}"
-                  f"{row['share_of_peak']:9.1%}{row['peak_mb']:9.0f}{row.get('peer_ms', float('nan')):10.1f}"
+                  f"{row['peak_gflops']:8.0f}{row['share_of_peak']:8.1%}{row['peak_mb']:9.0f}{row.get('peer_ms', float('nan')):10.1f}"
                   f"{row.get('peer_peak_mb', float('nan')):9.0f}{row.get('ratio', float('nan')):7.2f}"
                   f"  {row.get('peer', '-')}", flush=True)
     if args.json:

@@ -4,10 +4,19 @@
 //   kernels_bench [small|medium|cifar] [words that the kernel or the shape must contain]
 //
 // `count` is how often a training step runs the shape; the last lines weigh all shapes with it.
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
 #include <fmt/format.h>
 
-#include "bench/peak.h"
 #include "core/cpu/cpu_backend.h"
+#include "core/cpu/parallel.h"
+#include "core/cpu/peak.h"
 
 namespace mutilde::bench {
 namespace {
@@ -112,14 +121,18 @@ struct Buffer {
   operator View() { return {data.data(), DType::kFloat32, shape}; }
 };
 
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 /// Median time of a call, in seconds, over 0.15 s and at least 5 calls; the first call warms up.
 double median_seconds(const std::function<void()>& call) {
   call();
   std::vector<double> times;
   for (double total = 0; total < 0.15 || times.size() < 5; total += times.back()) {
-    const double start = seconds_now();
+    const double start = now();
     call();
-    times.push_back(seconds_now() - start);
+    times.push_back(now() - start);
   }
   std::nth_element(times.begin(), times.begin() + static_cast<int64_t>(times.size() / 2),
                    times.end());
@@ -171,7 +184,7 @@ void measure(const Preset& preset, const std::vector<std::string>& words) {
   static CpuBackend cpu;
   const Workload work = workload(preset);
   const int64_t N = work.batch;
-  const double machine = peak_gflops() * 1e9;
+  const double machine = peak_gflops(thread_count()) * 1e9;
   fmt::print("\n{}: batch {}, {} threads, peak {:.1f} GFLOP/s ({:.1f} on one)\n", preset.name, N,
              thread_count(), machine * 1e-9, peak_gflops(1));
   Table table(words, machine);

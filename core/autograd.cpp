@@ -39,8 +39,8 @@ std::unordered_map<Node*, int> count_uses(const NodePtr& root) {
     stack.pop_back();
     if (node->freed) {
       fail<AutogradError>(
-          "backward: the graph of '{}' was freed by an earlier backward(); run the forward pass "
-          "again",
+          "backward: the graph of '{}' was freed by an earlier backward(); run the forward "
+          "pass again",
           node->op);
     }
     for (const NodePtr& input : node->inputs) {
@@ -184,7 +184,6 @@ NoGrad::NoGrad() : before_(std::exchange(gradients_on, false)) {}
 NoGrad::~NoGrad() { gradients_on = before_; }
 EnableGrad::EnableGrad() : before_(std::exchange(gradients_on, true)) {}
 EnableGrad::~EnableGrad() { gradients_on = before_; }
-bool grad_enabled() { return gradients_on; }
 
 Tensor checkpoint(const std::function<Tensor(const std::vector<Tensor>&)>& function,
                   const std::vector<Tensor>& inputs) {

@@ -73,7 +73,6 @@ class EnableGrad {
  private:
   bool before_;
 };
-bool grad_enabled();
 
 /// Gradient checkpointing: function(inputs) without keeping its intermediate values; the backward
 /// pass runs the function again, which must give the same result each time (draw random numbers

@@ -1,14 +1,13 @@
 #include "core/backend.h"
 
 #include <array>
+#include <utility>
 
 #include "core/cpu/cpu_backend.h"
 
 namespace mutilde {
 
 namespace {
-
-using MakeBackend = Backend& (*)(int index);
 
 // The CPU is part of the core library; other backends register themselves.
 Backend& cpu_backend(int) {
@@ -30,8 +29,8 @@ Backend& backend(Device device) {
   return make(device.index);
 }
 
-void register_backend(DeviceType type, Backend& (*make)(int index)) {
-  registry()[static_cast<size_t>(type)] = make;
+MakeBackend register_backend(DeviceType type, MakeBackend make) {
+  return std::exchange(registry()[static_cast<size_t>(type)], make);
 }
 
 }  // namespace mutilde

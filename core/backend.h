@@ -217,7 +217,10 @@ class Backend {
 
 /// The backend of a device. Throws Error if this build or this machine has none for it.
 Backend& backend(Device device);
-/// Called once by a backend library for its device type; `make` gets the device index.
-void register_backend(DeviceType type, Backend& (*make)(int index));
+/// Gives the backend of a device index.
+using MakeBackend = Backend& (*)(int index);
+/// Called once by a backend library for its device type. Returns what was registered before, or
+/// null.
+MakeBackend register_backend(DeviceType type, MakeBackend make);
 
 }  // namespace mutilde

@@ -178,8 +178,7 @@ GradcheckReport gradcheck(const Function& function, const std::vector<Tensor>& i
       report.passed = false;
       report.message = fmt::format(
           "gradcheck: input {} {}: the numeric gradient is zero everywhere, so that a backward "
-          "which "
-          "returns nothing would pass; choose other inputs or another function",
+          "which returns nothing would pass; choose other inputs or another function",
           i, inputs[i].shape());
       return report;
     }

@@ -37,8 +37,7 @@ struct TrainingBatch {
 TrainingLosses accumulate_gradients(const UNet& unet, const GaussianDiffusion& diffusion,
                                     const TrainingBatch& batch, double scale);
 
-/// The learning rate of the step that follows `step` others: lr, or falling to 0 in a straight
-/// line.
+/// The learning rate of the step that follows `step` others: lr, or falling straight to 0.
 double learning_rate(const Settings& settings, int64_t step);
 
 struct StepReport {

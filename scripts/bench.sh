@@ -11,6 +11,6 @@ if [[ ${1:-} == --kernels ]]; then
   cmake --build --preset release --target kernels_bench >&2
   exec build/release/bench/kernels_bench "${@:2}"
 fi
-cmake --build --preset release --target step_bench >&2
+cmake --build --preset release --target mutilde_app >&2
 python=$(scripts/peer_env.sh | tail -n 1)
-exec python3 bench/compare.py --step_bench build/release/bench/step_bench --python "$python" "$@"
+exec python3 bench/compare.py --mutilde build/release/app/mutilde --python "$python" "$@"

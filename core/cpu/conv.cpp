@@ -25,12 +25,11 @@ namespace {
 // other and become one run. The table is made once a block and serves every panel.
 //
 //   for each block of pixels (a task)            the source rows of a block stay in L1 and L2
-//     for each panel of channels                 taps * C * 16 floats: 74 KB for 3 x 3 x 128, in
-//     L2,
-//       for each slice of kernel rows            cut by kernel rows to at most 160 KB
+//     for each panel of channels                 taps * C * 16 floats: 74 KB for 3 x 3 x 128,
+//       for each slice of kernel rows            cut by kernel rows to at most 160 KB, in L2
 //         for each tile                          16 tiles share each panel, so that the weights
-//         cross from
-//           multiply_tile                        L3 once for 96 pixels: less than 1 byte a cycle
+//           multiply_tile                        come from L3 once for 96 pixels: less than 1 byte
+//                                                a cycle
 //
 // Small images (4 x 4 to 16 x 16) have many taps outside: their pixels are taken position by
 // position over the batch, so that the six pixels of a tile mostly agree on which taps are outside,
@@ -43,8 +42,8 @@ constexpr int64_t kPanelBytes = 160 * 1024;
 constexpr int64_t kSmallImage = 256;
 
 /// One axis of a gather: destination position i sits at dst_begin + i * dst_step and takes from
-/// source positions i * src_step + first_offset + j for taps j; tap j is the kernel's first_tap + j
-/// * tap_step.
+/// source positions i * src_step + first_offset + j for taps j. Tap j is number
+/// first_tap + j * tap_step of the kernel.
 struct GatherAxis {
   int64_t positions, dst_begin, dst_step, dst_size;
   int64_t src_size, src_step;

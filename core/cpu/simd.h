@@ -86,10 +86,10 @@ inline T horizontal_max(Vec<T> v) {
 /// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by a polynomial (Cephes' coefficients), times 2^n by
 /// adding n to the exponent's bits.
 inline Vec<float> exp(Vec<float> x) {
-  constexpr float kHighest = 88.72283f,
-                  kLowest = -87.33654f;  // log of the largest and least normal
-  constexpr float kRound =
-      12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  // The logarithms of the largest and of the least normal number.
+  constexpr float kHighest = 88.72283f, kLowest = -87.33654f;
+  // 1.5 * 2^23: adding it rounds to an integer in the low bits.
+  constexpr float kRound = 12582912.0f;
   const Vec<float> highest = broadcast(kHighest), lowest = broadcast(kLowest);
   const Vec<float> inside = x > highest ? highest : (x < lowest ? lowest : x);
   const Vec<float> shifted = inside * 1.44269504088896341f + kRound;

@@ -129,10 +129,10 @@ struct WinogradTransform<4> {
   }
 };
 
-/// dst[n, h, w, o] = bias[o] + sum of src[n, h + kh - padding, w + kw - padding, c] * w(kh, kw, c,
-/// o) with w(kh, kw, c, o) = weight[kh * kh_stride + kw * kw_stride + c * src_stride + o *
-/// dst_stride]. Backward with respect to the input is this too, with negative strides over the
-/// taps.
+/// dst[n, h, w, o] = bias[o] + sum over kh, kw, c of
+///                   src[n, h + kh - padding, w + kw - padding, c] * weight(kh, kw, c, o)
+/// where weight(kh, kw, c, o) stands at kh * kh_stride + kw * kw_stride + c * src_stride
+/// + o * dst_stride. The gradient of the input is this too, with negative strides over the taps.
 template <class T>
 struct Conv3x3 {
   int64_t N, H, W, C_src;       // src: [N, H, W, C_src]

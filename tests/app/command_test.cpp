@@ -35,6 +35,24 @@ TEST_F(CommandTest, HelpNamesCommandsFlagsAndDefaults) {
   EXPECT_EQ(run("").exit_code, 2);
 }
 
+TEST_F(CommandTest, BenchTellsTheTimeOfAStepAndOfItsKernels) {
+  const std::string tiny =
+      "bench --num_channels 32 --channel_mult 1,1 --num_res_blocks 1 "
+      "--image_size 8 --batch_size 2 --steps 1";
+  EXPECT_THAT(succeed(tiny + " --mode sample").out,
+              AllOf(HasSubstr("ms a step"), HasSubstr("images/s"), HasSubstr("first step")));
+  const std::string profile = succeed(tiny + " --profile --shapes --picture profile.png").out;
+  for (const char* text : {"conv2d 2x8x8x3 * 32x3x3x3", "group_norm_backward", "adamw",
+                           "outside of kernels", "floor"}) {
+    EXPECT_THAT(profile, HasSubstr(text));
+  }
+  EXPECT_THAT(read_file(work() / "profile.png"), testing::StartsWith("\x89PNG"));
+  EXPECT_THAT(refusal("bench --mode trian"), HasSubstr("did you mean 'train'?"));
+  EXPECT_THAT(refusal("bench --steps 0"), HasSubstr("--steps is 0"));
+  EXPECT_THAT(refusal("bench --picture p.png"), HasSubstr("--profile"));
+  EXPECT_THAT(refusal("bench --class_cond"), HasSubstr("--num_classes"));
+}
+
 TEST_F(CommandTest, MistypedNamesAreAnsweredWithTheNearestValidOne) {
   EXPECT_THAT(refusal("trian"), HasSubstr("did you mean 'train'?"));
   EXPECT_THAT(refusal("train --num_chanels 64"),
