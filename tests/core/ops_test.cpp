@@ -15,10 +15,6 @@
 namespace mutilde {
 namespace {
 
-// Where the table runs. The reference formulas know no device, so that a second backend that is
-// named here is held to the same numbers as the first.
-std::vector<Device> devices() { return {Device::cpu()}; }
-
 // The inputs in another precision and place; floating ones want gradients if asked.
 Tensors prepared(const Tensors& inputs, DType dtype, Device device, bool want_gradients = false) {
   Tensors result;
