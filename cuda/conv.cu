@@ -33,19 +33,38 @@ ConvSizes conv_sizes(const Shape& x, const Shape& weight, const Shape& out,
           size(geometry.padding)};
 }
 
-/// Element (pixel of the output, (kh, kw, c)): what the weight at (kh, kw, c) is multiplied with.
+/// Where a pixel's patch begins: its image, and its upper left corner.
+template <class T>
+struct Window {
+  const T* image;
+  int h, w;
+};
+
+/// One weight of a filter, by its number (kh kW + kw) channels + c.
+struct Tap {
+  int kh, kw, c;
+  Tap() = default;
+  __device__ Tap(int i, int kW, int channels)
+      : kh(i / channels / kW), kw(i / channels % kW), c(i % channels) {}
+};
+
+/// Element (pixel of the output, tap): what that weight is multiplied with.
 template <class T>
 struct Patches {
   static constexpr bool kAlongK = true;
   const T* x;
   ConvSizes s;
-  __device__ T operator()(int, int pixel, int k) const {
-    const int w_out = pixel % s.W_out, h_out = pixel / s.W_out % s.H_out;
-    const int n = pixel / s.W_out / s.H_out;
-    const int c = k % s.C, kw = k / s.C % s.kW, kh = k / s.C / s.kW;
-    const int h = h_out * s.stride - s.padding + kh, w = w_out * s.stride - s.padding + kw;
+
+  using Outer = Window<T>;
+  __device__ Window<T> outer(int, int pixel) const {
+    const int w = pixel % s.W_out, h = pixel / s.W_out % s.H_out, n = pixel / s.W_out / s.H_out;
+    return {x + int64_t{n} * s.H * s.W * s.C, h * s.stride - s.padding, w * s.stride - s.padding};
+  }
+  __device__ Tap inner(int k) const { return {k, s.kW, s.C}; }
+  __device__ T at(const Window<T>& window, const Tap& tap) const {
+    const int h = window.h + tap.kh, w = window.w + tap.kw;
     if (h < 0 || h >= s.H || w < 0 || w >= s.W) return 0;
-    return x[((int64_t{n} * s.H + h) * s.W + w) * s.C + c];
+    return window.image[(int64_t{h} * s.W + w) * s.C + tap.c];
   }
 };
 
@@ -54,39 +73,50 @@ template <class T>
 struct PatchesTransposed {
   static constexpr bool kAlongK = false;
   Patches<T> patches;
-  __device__ T operator()(int batch, int outer, int pixel) const {
-    return patches(batch, pixel, outer);
-  }
+
+  using Outer = Tap;
+  __device__ Tap outer(int, int k) const { return patches.inner(k); }
+  __device__ Window<T> inner(int pixel) const { return patches.outer(0, pixel); }
+  __device__ T at(const Tap& tap, const Window<T>& window) const { return patches.at(window, tap); }
 };
 
-/// Element (pixel of the input, (kh, kw, c_out)): the gradient of the output that the weight at
-/// (kh, kw) made from this pixel, if there is one: not each pixel meets each weight where the
-/// stride is over 1.
+/// Element (pixel of the input, tap of an output channel): the gradient of the output that the
+/// weight made from this pixel, if there is one: not each pixel meets each weight where the stride
+/// is over 1.
 template <class T>
 struct GradientPatches {
   static constexpr bool kAlongK = true;
   const T* dout;
   ConvSizes s;
-  __device__ T operator()(int, int pixel, int k) const {
+
+  using Outer = Window<T>;
+  __device__ Window<T> outer(int, int pixel) const {
     const int w = pixel % s.W, h = pixel / s.W % s.H, n = pixel / s.W / s.H;
-    const int c_out = k % s.C_out, kw = k / s.C_out % s.kW, kh = k / s.C_out / s.kW;
-    const int h_from = h + s.padding - kh, w_from = w + s.padding - kw;
-    if (h_from < 0 || w_from < 0 || h_from % s.stride != 0 || w_from % s.stride != 0) return 0;
-    const int h_out = h_from / s.stride, w_out = w_from / s.stride;
+    return {dout + int64_t{n} * s.H_out * s.W_out * s.C_out, h + s.padding, w + s.padding};
+  }
+  __device__ Tap inner(int k) const { return {k, s.kW, s.C_out}; }
+  __device__ T at(const Window<T>& window, const Tap& tap) const {
+    const int h = window.h - tap.kh, w = window.w - tap.kw;
+    if (h < 0 || w < 0 || h % s.stride != 0 || w % s.stride != 0) return 0;
+    const int h_out = h / s.stride, w_out = w / s.stride;
     if (h_out >= s.H_out || w_out >= s.W_out) return 0;
-    return dout[((int64_t{n} * s.H_out + h_out) * s.W_out + w_out) * s.C_out + c_out];
+    return window.image[(int64_t{h_out} * s.W_out + w_out) * s.C_out + tap.c];
   }
 };
 
-/// Element (c, (kh, kw, c_out)) of weight: [C_out, kH, kW, C].
+/// Element (c, tap of an output channel) of weight: [C_out, kH, kW, C].
 template <class T>
 struct WeightByInput {
   static constexpr bool kAlongK = false;
   const T* weight;
   ConvSizes s;
-  __device__ T operator()(int, int c, int k) const {
-    return weight[(int64_t{k % s.C_out} * s.kH * s.kW + k / s.C_out) * s.C + c];
+
+  using Outer = int;
+  __device__ int outer(int, int c) const { return c; }
+  __device__ int64_t inner(int k) const {
+    return (int64_t{k % s.C_out} * s.kH * s.kW + k / s.C_out) * s.C;
   }
+  __device__ T at(int c, int64_t inner) const { return weight[inner + c]; }
 };
 
 }  // namespace

@@ -3,8 +3,9 @@
 //
 // out[i, j] = sum over k of a(i, k) b(j, k). An operand says what its element (outer, k) is, and
 // along which of the two neighbours lie in memory. A matrix looks it up, transposed or not; a
-// convolution's says which pixel and channel it is, and is zero in the padding: so no array of
-// patches is ever written.
+// convolution's finds the pixel and the channel, and is zero in the padding: so no array of patches
+// is ever written. Where an element is takes divisions, so it is found in two halves, outer() and
+// inner(), each once for several elements, and at() puts them together.
 //
 // Grid: a block a tile of 64 x 64 outputs; the tiles of a column along x, one product (of a batch, or
 // of a chunk of K) behind the other, and the columns of tiles along y. Each number that a block reads from memory serves 64 outputs.
@@ -22,18 +23,47 @@ struct ProductSizes {
   int chunks;
 };
 
-/// tile[k][outer] of an operand, by all threads of a block; zeros beyond the edges add nothing.
-/// Neighbouring threads read along the axis where the operand's elements are neighbours.
+/// What a thread loads of each tile of an operand: along k, one k of four outers; else four k of one
+/// outer. So neighbouring threads read neighbours.
 template <class T, class Operand>
-__device__ void load_tile(const Operand& x, int batch, int first, int outer_size, int first_k,
-                          int end_k, T (&tile)[kStep][kTile + 1]) {
-  for (int i = threadIdx.y * kSide + threadIdx.x; i < kTile * kStep; i += kSide * kSide) {
-    const int outer = Operand::kAlongK ? i / kStep : i % kTile;
-    const int k = Operand::kAlongK ? i % kStep : i / kTile;
-    const bool inside = first + outer < outer_size && first_k + k < end_k;
-    tile[k][outer] = inside ? x(batch, first + outer, first_k + k) : T{0};
+class Loader {
+ public:
+  __device__ Loader(const Operand& x, int batch, int first, int outer_size) : x_(x) {
+    const int thread = threadIdx.y * kSide + threadIdx.x;
+    column_ = Operand::kAlongK ? thread / kStep : thread % kTile;
+    k_ = Operand::kAlongK ? thread % kStep : thread / kTile;
+    for (int i = 0; i < kOuters; ++i) {
+      const int outer = first + column_ + i * kSide;
+      inside_[i] = outer < outer_size;
+      outer_[i] = x.outer(batch, outer);
+    }
   }
-}
+
+  /// tile[k][outer]; zeros beyond the edges add nothing.
+  __device__ void load(int first_k, int end_k, T (&tile)[kStep][kTile + 1]) const {
+    if constexpr (Operand::kAlongK) {
+      const int k = first_k + k_;
+      const auto inner = x_.inner(k);
+      for (int i = 0; i < kPieces; ++i) {
+        tile[k_][column_ + i * kSide] = k < end_k && inside_[i] ? x_.at(outer_[i], inner) : T{0};
+      }
+    } else {
+      for (int i = 0; i < kPieces; ++i) {
+        const int row = k_ + i * kStep / kPieces, k = first_k + row;
+        tile[row][column_] = k < end_k && inside_[0] ? x_.at(outer_[0], x_.inner(k)) : T{0};
+      }
+    }
+  }
+
+ private:
+  static constexpr int kPieces = kTile * kStep / (kSide * kSide);
+  static constexpr int kOuters = Operand::kAlongK ? kPieces : 1;
+
+  Operand x_;
+  int column_, k_;
+  bool inside_[kOuters];
+  typename Operand::Outer outer_[kOuters];
+};
 
 template <class T, class A, class B, class Out>
 __global__ void __launch_bounds__(kSide* kSide) tile_product(ProductSizes s, A a, B b, Out out) {
@@ -43,11 +73,13 @@ __global__ void __launch_bounds__(kSide* kSide) tile_product(ProductSizes s, A a
   const int first_row = blockIdx.x % row_tiles * kTile, first_column = blockIdx.y * kTile;
   const int batch = product / s.chunks, chunk = product % s.chunks;
   const int end_k = min(s.K, (chunk + 1) * s.chunk);
+  const Loader<T, A> load_a(a, batch, first_row, s.M);
+  const Loader<T, B> load_b(b, batch, first_column, s.N);
   T sum[kPiece][kPiece] = {};
 
   for (int first_k = chunk * s.chunk; first_k < end_k; first_k += kStep) {
-    load_tile(a, batch, first_row, s.M, first_k, end_k, tile_a);
-    load_tile(b, batch, first_column, s.N, first_k, end_k, tile_b);
+    load_a.load(first_k, end_k, tile_a);
+    load_b.load(first_k, end_k, tile_b);
     __syncthreads();  // nobody multiplies before all is there
     for (int k = 0; k < kStep; ++k) {
       T piece_a[kPiece], piece_b[kPiece];
@@ -76,9 +108,13 @@ struct Matrix {
   const T* data;
   int64_t row;         // the length of a row in memory: K, or the outer size
   int64_t batch_size;  // elements from one matrix to the next; 0: all products share this one
-  __device__ T operator()(int batch, int outer, int k) const {
-    return data[batch * batch_size + (along_k ? outer * row + k : k * row + outer)];
+
+  using Outer = int64_t;
+  __device__ int64_t outer(int batch, int i) const {
+    return batch * batch_size + (along_k ? i * row : i);
   }
+  __device__ int64_t inner(int k) const { return along_k ? k : k * row; }
+  __device__ T at(int64_t outer, int64_t inner) const { return data[outer + inner]; }
 };
 
 /// out: [product, M, N], plus a bias for each column where there is one.

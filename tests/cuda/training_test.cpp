@@ -32,6 +32,7 @@ Settings tiny_settings() {
   settings.learn_sigma = true;
   settings.dropout = 0.1;
   settings.diffusion_steps = 10;
+  settings.noise_schedule = "cosine";
   settings.ema_rate = "0.9,0.99";
   settings.lr = 1e-3;
   settings.batch_size = 2;
@@ -102,12 +103,15 @@ TEST(CudaTrainer, AStepIsTheCpus) {
   EXPECT_NEAR(actual.loss, expected.loss, 1e-4 * expected.loss);
   EXPECT_NEAR(actual.grad_norm, expected.grad_norm, 1e-3 * expected.grad_norm);
 
-  const auto moments = [](const Trainer& trainer) { return trainer.optimizer().first_moments(); };
-  for (size_t i = 0; i < moments(here).size(); ++i) {
-    const NamedParameter& moment = moments(here)[i];
-    const double scale = largest(moment.value.to_vector<double>());
-    expect_near(moments(there)[i].value * (1 / scale), moment.value * (1 / scale), 1e-3,
-                moment.name);
+  // Measured by the largest of all: that of a bias before a norm of one channel a group is zero, and
+  // round-off on either side.
+  const auto& moments = here.optimizer().first_moments();
+  double most = 0;
+  for (const NamedParameter& moment : moments)
+    most = std::max(most, largest(moment.value.to_vector<double>()));
+  for (size_t i = 0; i < moments.size(); ++i) {
+    expect_near(there.optimizer().first_moments()[i].value * (1 / most),
+                moments[i].value * (1 / most), 1e-4, moments[i].name);
   }
   int64_t alike = 0, all = 0;
   for (size_t i = 0; i < here.optimizer().parameters().size(); ++i) {
