@@ -79,7 +79,8 @@ int report(std::string message) {
 }  // namespace mutilde::app
 
 int main(int argc, char** argv) {
-  constexpr const char* kSmallerBatch = "; a smaller --batch_size needs less";
+  constexpr const char* kSmallerBatch =
+      "; a smaller --batch_size needs less (train: or --microbatch, or --use_checkpoint)";
   try {
     return mutilde::app::run({argv + 1, argv + argc});
   } catch (const mutilde::OutOfMemoryError& error) {

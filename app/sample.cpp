@@ -6,6 +6,7 @@
 
 #include "app/command_line.h"
 #include "app/commands.h"
+#include "app/device.h"
 #include "app/low_res.h"
 #include "app/progress.h"
 #include "app/run_folder.h"
@@ -22,7 +23,7 @@ namespace mutilde::app {
 namespace {
 
 struct SampleFlags {
-  std::string checkpoint, respacing, low_res, out, png_dir, npz, progressive;
+  std::string checkpoint, respacing, low_res, out, png_dir, npz, progressive, device = "auto";
   int64_t num_samples = 16, batch_size = 16, seed = 0, label = -1;
   bool use_ddim = false, clip_denoised = true, use_raw = false;
   double eta = 0, ema_rate = 0;
@@ -52,6 +53,7 @@ CommandLine sample_command_line(SampleFlags& flags) {
   line.add("--eta", flags.eta, "with DDIM: how much noise, from 0 to 1");
   line.add("--clip_denoised", flags.clip_denoised,
            "clip each predicted x_0 to the range of pixels");
+  line.add("--device", flags.device, kDeviceHelp, "DEVICE");
   line.add("--batch_size", flags.batch_size,
            "images at a time; changes the memory, not the images");
   line.add("--ema_rate", flags.ema_rate,
@@ -177,7 +179,7 @@ Conditions conditions(const SampleFlags& flags, const Settings& settings) {
 }
 
 /// All samples, uint8.
-Tensor make_samples(const SampleFlags& flags, const LoadedModel& model,
+Tensor make_samples(const SampleFlags& flags, const LoadedModel& model, Device device,
                     const SpacedDiffusion& diffusion, const Conditions& given, Strip& strip) {
   const int64_t N = flags.num_samples, size = model.settings.image_size, T = diffusion.T();
   const Tensor all = Tensor::empty({N, size, size, model.settings.image_channels}, DType::kUInt8);
@@ -187,6 +189,7 @@ Tensor make_samples(const SampleFlags& flags, const LoadedModel& model,
   SampleRequest request;
   request.seed = flags.seed;
   request.use_ddim = flags.use_ddim;
+  request.device = device;
   request.options.clip = flags.clip_denoised;
   request.options.eta = flags.eta;
   for (int64_t first = 0; first < N; first += flags.batch_size) {
@@ -223,15 +226,18 @@ int sample_command(const std::vector<std::string>& arguments) {
   check_flags(line, flags);
   if (flags.out.empty() && flags.png_dir.empty() && flags.npz.empty() && flags.progressive.empty())
     flags.out = "samples.png";
+  const Device device = find_device(flags.device);
   const LoadedModel model = load(line, flags);
+  model.unet->to(device);
   const SpacedDiffusion diffusion = make_diffusion(model.settings, flags.respacing);
   const Conditions given = conditions(flags, model.settings);
 
-  fmt::print(stderr, "{} images, {} of {} steps, {} weights of step {}\n", flags.num_samples,
-             flags.use_ddim ? "DDIM" : "DDPM", diffusion.T(), model.weights, model.step);
+  fmt::print(stderr, "{} images, {} of {} steps, {} weights of step {}, on {}\n", flags.num_samples,
+             flags.use_ddim ? "DDIM" : "DDPM", diffusion.T(), model.weights, model.step,
+             device.to_string());
   Strip strip(flags.progressive.empty() ? 0 : std::min(flags.num_samples, int64_t{8}),
               diffusion.T());
-  const Tensor x = make_samples(flags, model, diffusion, given, strip);
+  const Tensor x = make_samples(flags, model, device, diffusion, given, strip);
 
   const auto wrote = [](const std::string& path) { fmt::print("{}\n", path); };
   if (!flags.out.empty()) write_png(flags.out, image_grid(x)), wrote(flags.out);

@@ -31,14 +31,19 @@ Noise noise_by_sample(const SampleRequest& request) {
 Tensor sample_images(const UNet& unet, const Settings& settings, const GaussianDiffusion& diffusion,
                      const SampleRequest& request) {
   const NoGrad no_grad;
-  const Model model = [&](const Tensor& x_t, const Tensor& t) {
-    return unet.forward(x_t, t, request.y, request.low_res);
+  const auto there = [&](const Tensor& x) { return x.defined() ? x.to(request.device) : x; };
+  const Model model = [&, y = there(request.y), low_res = there(request.low_res)](const Tensor& x_t,
+                                                                                  const Tensor& t) {
+    return unet.forward(x_t, t, y, low_res);
   };
   const Noise noise = noise_by_sample(request);
   const int64_t size = settings.image_size;
-  const Tensor x_T = noise(Tensor::empty({request.count, size, size, settings.image_channels}));
-  return request.use_ddim ? diffusion.ddim_sample_loop(model, x_T, noise, request.options)
-                          : diffusion.p_sample_loop(model, x_T, noise, request.options);
+  const Shape shape{request.count, size, size, settings.image_channels};
+  const Tensor x_T = noise(Tensor::empty(shape, DType::kFloat32, request.device));
+  const Tensor x_0 = request.use_ddim
+                         ? diffusion.ddim_sample_loop(model, x_T, noise, request.options)
+                         : diffusion.p_sample_loop(model, x_T, noise, request.options);
+  return x_0.to(Device::cpu());
 }
 
 Tensor cycling_classes(int64_t first, int64_t count, int64_t classes) {

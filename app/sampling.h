@@ -15,10 +15,11 @@ struct SampleRequest {
   Tensor y;        // [count] int64, for a network with classes
   Tensor low_res;  // [count, h, w, C], for super-resolution
   bool use_ddim = false;
+  Device device = {};  // the network's
   SamplingOptions options;
 };
 
-/// [count, H, W, C], about in [-1, 1].
+/// [count, H, W, C] on the CPU, about in [-1, 1].
 Tensor sample_images(const UNet& unet, const Settings& settings, const GaussianDiffusion& diffusion,
                      const SampleRequest& request);
 

@@ -5,6 +5,7 @@
 
 #include "app/command_line.h"
 #include "app/commands.h"
+#include "app/device.h"
 #include "app/progress.h"
 #include "app/run_folder.h"
 #include "app/train_run.h"
@@ -18,7 +19,7 @@ namespace {
 
 struct TrainFlags {
   Settings settings;  // those on the command line; the others are defaults
-  std::string preset, out, resume;
+  std::string preset, out, resume, device = "auto";
   bool overwrite = false;
   RunOptions run;
 };
@@ -45,6 +46,7 @@ CommandLine train_command_line(TrainFlags& flags) {
            "go on from a checkpoint, or from the newest in a folder, with its settings; in its "
            "folder, or from an earlier checkpoint in a new one that --out names",
            "CHECKPOINT");
+  line.add("--device", flags.device, kDeviceHelp, "DEVICE");
   line.add("--overwrite", flags.overwrite, "remove an earlier run from the folder");
   line.add("--save_interval", flags.run.save_interval,
            "steps between checkpoints; 0: only at the end");
@@ -200,11 +202,12 @@ std::unique_ptr<Dataset> open_data(Settings& settings) {
 
 void announce(const Trainer& trainer, const Dataset& dataset, const fs::path& out) {
   const Settings& settings = trainer.settings();
-  fmt::print(stderr, "{} {} images of {}x{}, {} parameters, batches of {}; writing to {}\n",
+  fmt::print(stderr, "{} {} images of {}x{}, {} parameters, batches of {}, on {}; writing to {}\n",
              trainer.step_count() > 0 ? fmt::format("going on after step {}:", trainer.step_count())
                                       : "training on",
              grouped(dataset.size()), settings.image_size, settings.image_size,
-             grouped(trainer.unet().parameter_count()), settings.batch_size, out.string());
+             grouped(trainer.unet().parameter_count()), settings.batch_size,
+             trainer.device().to_string(), out.string());
 }
 
 }  // namespace
@@ -214,6 +217,7 @@ int train_command(const std::vector<std::string>& arguments) {
   CommandLine line = train_command_line(flags);
   if (!line.parse(arguments)) return 0;
   check_flags(flags);
+  const Device device = find_device(flags.device);
 
   std::optional<Checkpoint> checkpoint;
   if (!flags.resume.empty()) checkpoint.emplace(find_checkpoint(flags.resume));
@@ -221,7 +225,7 @@ int train_command(const std::vector<std::string>& arguments) {
                                  : settings_of_new_run(line, flags);
   const fs::path out = checked_out_folder(flags, checkpoint);
   const std::unique_ptr<Dataset> dataset = open_data(settings);
-  Trainer trainer(settings);
+  Trainer trainer(settings, device);
   if (checkpoint) checkpoint->restore(trainer);
 
   fs::create_directories(out);

@@ -162,6 +162,7 @@ Tensor TrainRun::samples() const {
   request.count = options_.num_samples;
   request.seed = settings.seed;
   request.use_ddim = true;
+  request.device = trainer_.device();
   if (settings.class_cond) request.y = cycling_classes(0, request.count, settings.num_classes);
   if (settings.small_size > 0) request.low_res = low_res_for_samples();
   const int64_t steps = std::min(options_.sample_steps, settings.diffusion_steps);

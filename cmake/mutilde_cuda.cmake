@@ -1,10 +1,18 @@
 # The CUDA backend is built one of three ways:
-#   emulated  its .cu files as C++ against cuda/emulation, which runs kernels on the CPU. Only for
-#             the tests (and for a debugger), so a build without them needs nothing of this.
 #   nvcc      by CUDA's compiler, for GPUs.
+#   emulated  its .cu files as C++ against cuda/emulation, which runs kernels on the CPU. Only for
+#             the tests (and for a debugger): the app never links it, and a build without tests needs
+#             nothing of it.
 #   off       not at all.
-# The default is `off` until the backend is whole: nothing uses its kernels yet.
-set(MUTILDE_CUDA off CACHE STRING "How to build the CUDA backend: nvcc, emulated or off")
+# The default is what can run here: nvcc on a machine with a GPU and CUDA's compiler, else emulated.
+# (A compiler alone, as on the login node of a cluster, wants -DMUTILDE_CUDA=nvcc.)
+find_program(MUTILDE_NVCC nvcc HINTS /usr/local/cuda/bin)
+mark_as_advanced(MUTILDE_NVCC)
+set(default emulated)
+if(MUTILDE_NVCC AND (EXISTS /dev/nvidiactl OR EXISTS /dev/dxg))
+  set(default nvcc)
+endif()
+set(MUTILDE_CUDA ${default} CACHE STRING "How to build the CUDA backend: nvcc, emulated or off")
 set_property(CACHE MUTILDE_CUDA PROPERTY STRINGS nvcc emulated off)
 if(NOT MUTILDE_CUDA MATCHES "^(nvcc|emulated|off)$")
   message(FATAL_ERROR "MUTILDE_CUDA is '${MUTILDE_CUDA}': nvcc, emulated or off")
@@ -14,8 +22,8 @@ if(MUTILDE_CUDA STREQUAL "emulated" AND NOT MUTILDE_TESTS)
 endif()
 
 if(MUTILDE_CUDA STREQUAL "nvcc")
-  if(NOT CMAKE_CUDA_COMPILER AND EXISTS /usr/local/cuda/bin/nvcc)
-    set(CMAKE_CUDA_COMPILER /usr/local/cuda/bin/nvcc)
+  if(NOT CMAKE_CUDA_COMPILER)
+    set(CMAKE_CUDA_COMPILER ${MUTILDE_NVCC})
   endif()
   if(NOT CMAKE_CUDA_ARCHITECTURES)
     # Machine code for the GPUs from A100 to B200, and PTX that later ones compile for themselves.
@@ -65,3 +73,16 @@ if(NOT MUTILDE_CUDA STREQUAL "off")
     target_compile_definitions(cuda PUBLIC $<$<COMPILE_LANGUAGE:CUDA>:FMT_USE_CONSTEXPR=1>)
   endif()
 endif()
+
+# What a program links that takes a GPU where there is one: the backend, or what says that there is
+# none (both are cuda/devices.h).
+if(MUTILDE_CUDA STREQUAL "nvcc")
+  set(gpu_target cuda)
+else()
+  set(gpu_target no_cuda)
+  mutilde_library(no_cuda cuda/none)
+  target_link_libraries(no_cuda PUBLIC core)
+endif()
+add_library(gpu ALIAS ${gpu_target})
+set_target_properties(${gpu_target} PROPERTIES EXPORT_NAME gpu)
+install(FILES ${PROJECT_SOURCE_DIR}/cuda/devices.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/mutilde/cuda)

@@ -18,10 +18,12 @@ size_t rounded(size_t bytes) {
 
 }  // namespace
 
-CachingAllocator::CachingAllocator(Allocate allocate, Release release)
-    : allocate_(std::move(allocate)), release_(std::move(release)) {}
+CachingAllocator::CachingAllocator(Allocate allocate, Release release, bool caches)
+    : allocate_(std::move(allocate)), release_(std::move(release)), caches_(caches) {}
 
 CachingAllocator::~CachingAllocator() { release_cached_locked(); }
+
+size_t CachingAllocator::block_size(size_t bytes) const { return caches_ ? rounded(bytes) : bytes; }
 
 void* CachingAllocator::allocate(size_t bytes) {
   if (bytes == 0) return nullptr;
@@ -31,7 +33,7 @@ void* CachingAllocator::allocate(size_t bytes) {
                            stats_.live_bytes);
   };
   if (bytes > PTRDIFF_MAX) give_up();  // no object can be as large; rounding would overflow
-  const size_t size = rounded(bytes);
+  const size_t size = block_size(bytes);
   void* data = nullptr;
   if (const auto fit = free_.find(size); fit != free_.end()) {
     data = fit->second.back();
@@ -52,10 +54,11 @@ void* CachingAllocator::allocate(size_t bytes) {
 
 void CachingAllocator::release(void* data, size_t bytes) {
   if (data == nullptr) return;
-  const size_t size = rounded(bytes);
+  const size_t size = block_size(bytes);
   std::lock_guard lock(mutex_);
-  free_[size].push_back(data);
   stats_.live_bytes -= static_cast<int64_t>(size);
+  if (!caches_) return release_(data, size);
+  free_[size].push_back(data);
   stats_.cached_bytes += static_cast<int64_t>(size);
 }
 

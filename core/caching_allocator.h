@@ -16,7 +16,9 @@ class CachingAllocator {
   using Allocate = std::function<void*(size_t bytes)>;  // null when out of memory
   using Release = std::function<void(void* data, size_t bytes)>;
 
-  CachingAllocator(Allocate allocate, Release release);
+  /// Without `caches` every block is of exactly the size that was asked and is given back at once:
+  /// for tools that watch over memory, and see no borders between blocks that are used again.
+  CachingAllocator(Allocate allocate, Release release, bool caches = true);
   ~CachingAllocator();
 
   /// Never null for bytes > 0. Frees the cache and tries again before it throws OutOfMemoryError
@@ -29,9 +31,11 @@ class CachingAllocator {
 
  private:
   void release_cached_locked();
+  size_t block_size(size_t bytes) const;
 
   Allocate allocate_;
   Release release_;
+  bool caches_;
   mutable std::mutex mutex_;
   std::map<size_t, std::vector<void*>> free_;  // by rounded size
   MemoryStats stats_;

@@ -1,217 +1,281 @@
-// Elementwise kernels: one kernel over a functor.
+// Elementwise kernels: one kernel over a functor, and one that broadcasts.
 //
 // What bounds them is memory: a few instructions for 8 or 12 bytes. So all that matters is that
 //   - consecutive threads take consecutive elements: a warp's 32 loads become one of 128 bytes;
 //   - each thread has a load under way while others compute: hence many warps, and no barrier;
 //   - the index is 64 bits wide, since 2^31 elements are but 8 GB.
-#include <algorithm>
 #include <cmath>
+#include <limits>
+#include <type_traits>
 
-#include "cuda/elementwise.h"
-#include "cuda/launch.h"
+#include <cuda_bf16.h>
+
+#include "cuda/cuda_backend.h"
+#include "cuda/functions.h"
+#include "cuda/parallel.h"
+#include "cuda/strided.h"
 
 namespace mutilde::cuda {
 namespace {
 
-/// out[i] = f(in[i]...). A grid-stride loop: any grid does any n, so that the grid can be what
-/// fills the GPU and not what n asks for. Without __restrict__: out may be one of the inputs.
-template <class T, class F, class... In>
-__global__ void map(int64_t n, F f, T* out, const In*... in) {
+/// out[i] = f(in[i]...), as for_each does it. Without __restrict__: out may be one of the inputs.
+template <class Out, class F, class... In>
+__global__ void map(int64_t n, F f, Out* out, const In*... in) {
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += stride) {
     out[i] = f(in[i]...);
   }
 }
 
-template <class T, class F, class... In>
-void launch_map(cudaStream_t stream, int64_t n, const F& f, T* out, const In*... in) {
-  if (n == 0) return;  // a grid of no blocks is an error
-  constexpr int64_t kThreads = 256;
-  // 2048 threads are all that a multiprocessor holds, and the largest GPU has some 150 of them:
-  // twice that many blocks of 256, so that those that finish early are followed by others.
-  constexpr int64_t kMaxBlocks = 2 * 150 * 2048 / kThreads;
-  const int64_t blocks = std::min((n + kThreads - 1) / kThreads, kMaxBlocks);
-  launch<map<T, F, In...>>({.grid = static_cast<unsigned>(blocks),
-                            .block = static_cast<unsigned>(kThreads),
-                            .stream = stream},
-                           n, f, out, in...);
+template <class Out, class F, class... In>
+void launch_map(int64_t n, const F& f, Out* out, const In*... in) {
+  if (n == 0) return;
+  launch<map<Out, F, In...>>({.grid = blocks_for(n), .block = kBlockThreads}, n, f, out, in...);
 }
 
-/// Calls f(T{}) with the element type.
+/// out = f(a, b), each broadcast. The threads write neighbours; what they read are neighbours too,
+/// or the same element, unless the innermost axis is short.
+template <class T, class Out, class F>
+struct BroadcastMap {
+  F f;
+  Out* out;
+  const T *a, *b;
+  Strided a_at, b_at;
+  __device__ void operator()(int64_t i) const { out[i] = f(a[a_at(i)], b[b_at(i)]); }
+};
+
+template <class T, class Out, class F>
+void launch_broadcast(const F& f, const View& out, const ConstView& a, const ConstView& b) {
+  launch_for_each(out.numel(), BroadcastMap<T, Out, F>{f, out.as<Out>(), a.as<T>(), b.as<T>(),
+                                                       broadcast(a.shape, out.shape),
+                                                       broadcast(b.shape, out.shape)});
+}
+
+template <class Word>
+struct Where {
+  Word* out;
+  const uint8_t* condition;
+  const Word *a, *b;
+  Strided condition_at, a_at, b_at;
+  __device__ void operator()(int64_t i) const {
+    out[i] = condition[condition_at(i)] != 0 ? a[a_at(i)] : b[b_at(i)];
+  }
+};
+
+// Conversions between dtypes. A bfloat16 goes through float.
+
+/// Floating to integer truncates, saturates at the ends of the integer's range and maps NaN to 0.
+/// The upper end may round up to a power of two as a From; all below it is in range.
+template <class To, class From>
+struct Convert {
+  To lowest = std::is_integral_v<To> ? std::numeric_limits<To>::min() : To{};
+  To highest = std::is_integral_v<To> ? std::numeric_limits<To>::max() : To{};
+
+  __device__ To operator()(From value) const {
+    if constexpr (std::is_floating_point_v<From> && std::is_integral_v<To>) {
+      if (value <= static_cast<From>(lowest)) return lowest;
+      if (value >= static_cast<From>(highest)) return highest;
+      return value == value ? static_cast<To>(value) : To{0};
+    } else {
+      return static_cast<To>(value);
+    }
+  }
+};
+template <class To>
+struct Convert<To, __nv_bfloat16> {
+  Convert<To, float> convert;
+  __device__ To operator()(__nv_bfloat16 value) const { return convert(__bfloat162float(value)); }
+};
+template <class From>
+struct Convert<__nv_bfloat16, From> {
+  __device__ __nv_bfloat16 operator()(From value) const {
+    return __float2bfloat16(static_cast<float>(value));
+  }
+};
+template <>
+struct Convert<__nv_bfloat16, __nv_bfloat16> {
+  __device__ __nv_bfloat16 operator()(__nv_bfloat16 value) const { return value; }
+};
+
+template <class T>
+struct Fill {
+  T* out;
+  double value;
+  Convert<T, double> convert;
+  __device__ void operator()(int64_t i) const { out[i] = convert(value); }
+};
+
+/// Calls f(T{}) with the element type of any dtype.
 template <class F>
-void for_float(DType dtype, const F& f) {
-  if (dtype == DType::kFloat32) return f(float{});
-  if (dtype == DType::kFloat64) return f(double{});
-  fail<DTypeError>("cuda kernel: float32 or float64 expected, {} given", name_of(dtype));
-}
-
-// Functors. A kernel's template argument must have a name that both compilers can spell, which a
-// lambda has not.
-
-struct Neg {
-  template <class T>
-  __device__ T operator()(T x) const {
-    return -x;
-  }
-};
-struct Exp {
-  template <class T>
-  __device__ T operator()(T x) const {
-    return std::exp(x);
-  }
-};
-struct Log {
-  template <class T>
-  __device__ T operator()(T x) const {
-    return std::log(x);
-  }
-};
-struct Sqrt {
-  template <class T>
-  __device__ T operator()(T x) const {
-    return std::sqrt(x);
-  }
-};
-struct Square {
-  template <class T>
-  __device__ T operator()(T x) const {
-    return x * x;
-  }
-};
-struct Reciprocal {
-  template <class T>
-  __device__ T operator()(T x) const {
-    return T{1} / x;
-  }
-};
-struct Tanh {
-  template <class T>
-  __device__ T operator()(T x) const {
-    return std::tanh(x);
-  }
-};
-struct Sigmoid {
-  template <class T>
-  __device__ T operator()(T x) const {
-    return T{1} / (T{1} + std::exp(-x));
-  }
-};
-struct Silu {
-  template <class T>
-  __device__ T operator()(T x) const {
-    return x / (T{1} + std::exp(-x));
-  }
-};
-struct Sin {
-  template <class T>
-  __device__ T operator()(T x) const {
-    return std::sin(x);
-  }
-};
-struct Cos {
-  template <class T>
-  __device__ T operator()(T x) const {
-    return std::cos(x);
-  }
-};
-struct Abs {
-  template <class T>
-  __device__ T operator()(T x) const {
-    return std::abs(x);
-  }
-};
-
-template <class T>
-struct Affine {
-  T scale, shift;
-  __device__ T operator()(T x) const { return x * scale + shift; }
-};
-template <class T>
-struct Clamp {
-  T low, high;
-  __device__ T operator()(T x) const { return x < low ? low : (x > high ? high : x); }
-};
-template <class T>
-struct ClampBackward {
-  T low, high;
-  __device__ T operator()(T x, T dout) const { return x >= low && x <= high ? dout : T{0}; }
-};
-struct Add {
-  template <class T>
-  __device__ T operator()(T a, T b) const {
-    return a + b;
-  }
-};
-
-template <class T>
-void unary_of(UnaryOp op, const T* x, T* out, int64_t n, cudaStream_t stream) {
-  switch (op) {
-    case UnaryOp::kNeg:
-      return launch_map(stream, n, Neg{}, out, x);
-    case UnaryOp::kExp:
-      return launch_map(stream, n, Exp{}, out, x);
-    case UnaryOp::kLog:
-      return launch_map(stream, n, Log{}, out, x);
-    case UnaryOp::kSqrt:
-      return launch_map(stream, n, Sqrt{}, out, x);
-    case UnaryOp::kSquare:
-      return launch_map(stream, n, Square{}, out, x);
-    case UnaryOp::kReciprocal:
-      return launch_map(stream, n, Reciprocal{}, out, x);
-    case UnaryOp::kTanh:
-      return launch_map(stream, n, Tanh{}, out, x);
-    case UnaryOp::kSigmoid:
-      return launch_map(stream, n, Sigmoid{}, out, x);
-    case UnaryOp::kSilu:
-      return launch_map(stream, n, Silu{}, out, x);
-    case UnaryOp::kSin:
-      return launch_map(stream, n, Sin{}, out, x);
-    case UnaryOp::kCos:
-      return launch_map(stream, n, Cos{}, out, x);
-    case UnaryOp::kAbs:
-      return launch_map(stream, n, Abs{}, out, x);
+void for_any(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return f(float{});
+    case DType::kFloat64:
+      return f(double{});
+    case DType::kBFloat16:
+      return f(__nv_bfloat16{});
+    case DType::kInt32:
+      return f(int32_t{});
+    case DType::kInt64:
+      return f(int64_t{});
+    case DType::kUInt8:
+      return f(uint8_t{});
   }
 }
 
 }  // namespace
 
-void unary(UnaryOp op, ConstView x, View out, cudaStream_t stream) {
-  for_float(x.dtype, [&](auto zero) {
+void CudaBackend::fill(double value, View out) {
+  for_any(out.dtype, [&](auto zero) {
     using T = decltype(zero);
-    unary_of(op, x.as<T>(), out.as<T>(), x.numel(), stream);
+    launch_for_each(out.numel(), Fill<T>{out.as<T>(), value, {}});
   });
 }
 
-void affine(ConstView x, double scale, double shift, View out, cudaStream_t stream) {
+void CudaBackend::cast(ConstView x, View out) {
+  for_any(x.dtype, [&](auto from) {
+    for_any(out.dtype, [&](auto to) {
+      using From = decltype(from);
+      using To = decltype(to);
+      launch_map(x.numel(), Convert<To, From>{}, out.as<To>(), x.as<From>());
+    });
+  });
+}
+
+void CudaBackend::unary(UnaryOp op, ConstView x, View out) {
+  for_float(x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const auto apply = [&](const auto& f) { launch_map(x.numel(), f, out.as<T>(), x.as<T>()); };
+    switch (op) {
+      case UnaryOp::kNeg:
+        return apply(Neg{});
+      case UnaryOp::kExp:
+        return apply(Exp{});
+      case UnaryOp::kLog:
+        return apply(Log{});
+      case UnaryOp::kSqrt:
+        return apply(Sqrt{});
+      case UnaryOp::kSquare:
+        return apply(Square{});
+      case UnaryOp::kReciprocal:
+        return apply(Reciprocal{});
+      case UnaryOp::kTanh:
+        return apply(Tanh{});
+      case UnaryOp::kSigmoid:
+        return apply(Sigmoid{});
+      case UnaryOp::kSilu:
+        return apply(Silu{});
+      case UnaryOp::kSin:
+        return apply(Sin{});
+      case UnaryOp::kCos:
+        return apply(Cos{});
+      case UnaryOp::kAbs:
+        return apply(Abs{});
+    }
+  });
+}
+
+void CudaBackend::unary_backward(UnaryOp op, ConstView x, ConstView y, ConstView dout, View dx) {
+  for_float(dout.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const auto from = [&](const char* name, const ConstView& saved, const auto& f) {
+      if (!saved && dx.numel() > 0) {  // the data of an empty tensor is null too
+        fail<Error>("unary_backward: UnaryOp {} needs {}, which was not saved (Saves, core/ops)",
+                    static_cast<int>(op), name);
+      }
+      launch_map(dx.numel(), f, dx.as<T>(), saved.as<T>(), dout.as<T>());
+    };
+    const auto from_x = [&](const auto& f) { from("x", x, f); };
+    const auto from_y = [&](const auto& f) { from("y", y, f); };
+    switch (op) {
+      case UnaryOp::kNeg:
+        return launch_map(dx.numel(), Neg{}, dx.as<T>(), dout.as<T>());
+      case UnaryOp::kExp:
+        return from_y(ExpBackward{});
+      case UnaryOp::kLog:
+        return from_x(LogBackward{});
+      case UnaryOp::kSqrt:
+        return from_y(SqrtBackward{});
+      case UnaryOp::kSquare:
+        return from_x(SquareBackward{});
+      case UnaryOp::kReciprocal:
+        return from_y(ReciprocalBackward{});
+      case UnaryOp::kTanh:
+        return from_y(TanhBackward{});
+      case UnaryOp::kSigmoid:
+        return from_y(SigmoidBackward{});
+      case UnaryOp::kSilu:
+        return from_x(SiluBackward{});
+      case UnaryOp::kSin:
+        return from_x(SinBackward{});
+      case UnaryOp::kCos:
+        return from_x(CosBackward{});
+      case UnaryOp::kAbs:
+        return from_x(AbsBackward{});
+    }
+  });
+}
+
+void CudaBackend::affine(ConstView x, double scale, double shift, View out) {
   for_float(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     const Affine<T> f{static_cast<T>(scale), static_cast<T>(shift)};
-    launch_map(stream, x.numel(), f, out.as<T>(), x.as<T>());
+    launch_map(x.numel(), f, out.as<T>(), x.as<T>());
   });
 }
 
-void clamp(ConstView x, double low, double high, View out, cudaStream_t stream) {
+void CudaBackend::clamp(ConstView x, double low, double high, View out) {
   for_float(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     const Clamp<T> f{static_cast<T>(low), static_cast<T>(high)};
-    launch_map(stream, x.numel(), f, out.as<T>(), x.as<T>());
+    launch_map(x.numel(), f, out.as<T>(), x.as<T>());
   });
 }
 
-void clamp_backward(ConstView x, double low, double high, ConstView dout, View dx,
-                    cudaStream_t stream) {
+void CudaBackend::clamp_backward(ConstView x, double low, double high, ConstView dout, View dx) {
   for_float(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     const ClampBackward<T> f{static_cast<T>(low), static_cast<T>(high)};
-    launch_map(stream, x.numel(), f, dx.as<T>(), x.as<T>(), dout.as<T>());
+    launch_map(x.numel(), f, dx.as<T>(), x.as<T>(), dout.as<T>());
   });
 }
 
-void accumulate(ConstView x, View into, cudaStream_t stream) {
+void CudaBackend::binary(BinaryOp op, ConstView a, ConstView b, View out) {
+  for_float(a.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    switch (op) {
+      case BinaryOp::kAdd:
+        return launch_broadcast<T, T>(Add{}, out, a, b);
+      case BinaryOp::kSub:
+        return launch_broadcast<T, T>(Sub{}, out, a, b);
+      case BinaryOp::kMul:
+        return launch_broadcast<T, T>(Mul{}, out, a, b);
+      case BinaryOp::kDiv:
+        return launch_broadcast<T, T>(Div{}, out, a, b);
+      case BinaryOp::kLess:
+        return launch_broadcast<T, uint8_t>(Less{}, out, a, b);
+      case BinaryOp::kGreaterEqual:
+        return launch_broadcast<T, uint8_t>(GreaterEqual{}, out, a, b);
+    }
+  });
+}
+
+void CudaBackend::where(ConstView condition, ConstView a, ConstView b, View out) {
+  for_word(out.dtype, [&](auto zero) {
+    using Word = decltype(zero);
+    launch_for_each(out.numel(),
+                    Where<Word>{out.as<Word>(), condition.as<uint8_t>(), a.as<Word>(), b.as<Word>(),
+                                broadcast(condition.shape, out.shape),
+                                broadcast(a.shape, out.shape), broadcast(b.shape, out.shape)});
+  });
+}
+
+void CudaBackend::accumulate(ConstView x, View into) {
   for_float(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     const T* old = into.as<T>();
-    launch_map(stream, x.numel(), Add{}, into.as<T>(), old, x.as<T>());
+    launch_map(x.numel(), Add{}, into.as<T>(), old, x.as<T>());
   });
 }
 

@@ -1,5 +1,6 @@
 // The two things that CUDA spells outside of C++, as functions: kernel<<<...>>>(...) is launch(),
-// and `extern __shared__` is dynamic_shared(). Everything else in a .cu file here is CUDA's own
+// and `extern __shared__` is dynamic_shared(); and check(), for the calls of CUDA that return an
+// error. Everything else in a .cu file here is CUDA's own
 // spelling, and compiles with nvcc or, against cuda/emulation, with any C++20 compiler.
 #pragma once
 
@@ -15,6 +16,10 @@
 #endif
 
 namespace mutilde::cuda {
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) fail<Error>("{}: {}", what, cudaGetErrorString(error));
+}
 
 struct LaunchConfig {
   dim3 grid;

@@ -10,9 +10,11 @@ namespace {
 
 constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 
-std::unique_ptr<UNet> fresh_unet(const Settings& settings) {
+std::unique_ptr<UNet> fresh_unet(const Settings& settings, Device device) {
   Generator random = random_for(settings, RandomPurpose::kWeights, 0);
-  return make_unet(settings, random);
+  std::unique_ptr<UNet> unet = make_unet(settings, random);
+  unet->to(device);
+  return unet;
 }
 
 AdamWOptions optimizer_options(const Settings& settings) {
@@ -85,9 +87,10 @@ Tensor downsampled(const Settings& settings, const Tensor& x_0) {
   return avg_pool2d(x_0, settings.image_size / settings.small_size);
 }
 
-Trainer::Trainer(const Settings& settings)
+Trainer::Trainer(const Settings& settings, Device device)
     : settings_(settings),
-      unet_(fresh_unet(settings)),
+      device_(device),
+      unet_(fresh_unet(settings, device)),
       diffusion_(make_diffusion(settings)),
       sampler_(make_timestep_sampler(settings.schedule_sampler, diffusion_.T())),
       optimizer_(unet_->named_parameters(), optimizer_options(settings)) {}
@@ -100,14 +103,14 @@ TrainingBatch Trainer::draw(const Tensor& x_0, const Tensor& y) const {
   const int64_t step = step_count();
   Generator timesteps = random_for(settings_, RandomPurpose::kTimesteps, step);
   Generator noise = random_for(settings_, RandomPurpose::kNoise, step);
-  const TimestepSample sample = sampler_->sample(x_0.size(0), timesteps);
+  const TimestepSample sample = sampler_->sample(x_0.size(0), timesteps, device_);
   TrainingBatch batch;
-  batch.x_0 = x_0;
+  batch.x_0 = x_0.to(device_);
   batch.t = sample.t;
   batch.weights = sample.weights;
-  batch.eps = noise.normal(x_0.shape());
-  if (settings_.class_cond) batch.y = y;
-  if (settings_.small_size > 0) batch.low_res = downsampled(settings_, x_0);
+  batch.eps = noise.normal(x_0.shape(), DType::kFloat32, device_);
+  if (settings_.class_cond) batch.y = y.to(device_);
+  if (settings_.small_size > 0) batch.low_res = downsampled(settings_, batch.x_0);
   return batch;
 }
 

@@ -52,11 +52,12 @@ struct StepReport {
 
 class Trainer {
  public:
-  /// Fresh weights. Throws Error for settings that validate() refuses.
-  explicit Trainer(const Settings& settings);
+  /// Fresh weights, on the device on which all steps run. Throws Error for settings that validate()
+  /// refuses.
+  explicit Trainer(const Settings& settings, Device device = {});
 
   /// One step on a batch of images [N, H, W, C] in [-1, 1] and their classes [N]: draws timesteps
-  /// and noise for them, and goes on as step_on() does.
+  /// and noise for them, and goes on as step_on() does. The images may be on the CPU.
   StepReport step(const Tensor& x_0, const Tensor& y);
   /// Microbatches bound the memory: the gradient stays that of the whole batch's mean loss (but for
   /// what dropout drops). (The original adds up the gradients of each microbatch's mean, so that
@@ -65,6 +66,7 @@ class Trainer {
   StepReport step_on(const TrainingBatch& batch);
 
   const Settings& settings() const { return settings_; }
+  Device device() const { return device_; }
   int64_t step_count() const { return optimizer_.step_count(); }
   /// The images of all steps so far, repeated ones too.
   int64_t images_seen() const { return images_seen_; }
@@ -83,6 +85,7 @@ class Trainer {
   StepReport report(const TrainingBatch& batch, const TrainingLosses& losses) const;
 
   Settings settings_;
+  Device device_;
   std::unique_ptr<UNet> unet_;
   SpacedDiffusion diffusion_;
   std::unique_ptr<TimestepSampler> sampler_;

@@ -63,11 +63,14 @@ void AdamW::zero_grad() {
 
 double AdamW::gradient_norm() const {
   const NoGrad no_grad;
-  double total = 0;
+  std::vector<Tensor> squares;
   for (const NamedParameter& parameter : parameters_) {
     if (const Tensor grad = parameter.value.grad(); grad.defined())
-      total += sum(square(grad)).item();
+      squares.push_back(sum(square(grad)).reshape({1}));
   }
+  if (squares.empty()) return 0;
+  double total = 0;  // read at once: each look at a number waits for the GPU
+  for (const double value : concat(squares).to_vector<double>()) total += value;
   return std::sqrt(total);
 }
 

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <concepts>
+#include <numbers>
 #include <type_traits>
 
 #include <math.h>
@@ -21,6 +22,29 @@ inline float __logf(float x) noexcept { return std::log(x); }
 inline float __sinf(float x) noexcept { return std::sin(x); }
 inline float __cosf(float x) noexcept { return std::cos(x); }
 }
+
+/// sin(pi x) and cos(pi x). The nearest half turn is taken off exactly, which is what they are for.
+inline void sincospi(double x, double* sin, double* cos) {
+  const double half_turns = std::nearbyint(2 * x), rest = (x - half_turns / 2) * std::numbers::pi;
+  const double s = std::sin(rest), c = std::cos(rest);
+  switch (static_cast<long long>(half_turns) & 3) {
+    case 0:
+      return void(*sin = s), void(*cos = c);
+    case 1:
+      return void(*sin = c), void(*cos = -s);
+    case 2:
+      return void(*sin = -s), void(*cos = -c);
+    default:
+      return void(*sin = -c), void(*cos = s);
+  }
+}
+inline void sincospif(float x, float* sin, float* cos) {
+  double exact_sin, exact_cos;
+  sincospi(x, &exact_sin, &exact_cos);
+  *sin = static_cast<float>(exact_sin);
+  *cos = static_cast<float>(exact_cos);
+}
+
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __frcp_rn(float x) { return 1.0F / x; }
 inline float __fsqrt_rn(float x) { return std::sqrt(x); }

@@ -3,6 +3,8 @@
 
 #include <cstddef>
 
+#include "cuda/emulation/runtime_api.h"
+
 namespace mutilde::emulation {
 
 /// In what order the threads of a block take their turns between two barriers. A GPU promises
@@ -18,6 +20,10 @@ struct Options {
   /// The least of the targets' limits (sm_86 and sm_89; sm_80 has 163 KiB, sm_90 and sm_100 have
   /// 227): what runs here fits all of them.
   size_t shared_bytes_per_block = 99 * 1024;
+  /// No single block of memory can be larger. (What is in use does not count.)
+  size_t memory_bytes = size_t{16} << 30;
+  /// What cudaGetDeviceCount says; unless it is success, there is no device.
+  cudaError_t device_error = cudaSuccess;
 };
 
 /// Read at each launch. Not to be changed during one.

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "cuda/emulation/memory.h"
+#include "cuda/emulation/options.h"
 
 // NOLINTBEGIN(readability-identifier-naming): CUDA's names.
 
@@ -14,6 +15,8 @@ struct CUevent_st {
 };
 
 namespace {
+
+using mutilde::emulation::options;
 
 thread_local cudaError_t last_error = cudaSuccess;
 
@@ -25,6 +28,7 @@ cudaError_t result(cudaError_t error) {
 cudaError_t allocated(void** data, size_t bytes) {
   *data = nullptr;
   if (bytes == 0) return cudaSuccess;  // as CUDA: a null pointer, and no error
+  if (bytes > options().memory_bytes) return result(cudaErrorMemoryAllocation);
   *data = mutilde::emulation::allocate(bytes);
   return result(*data != nullptr ? cudaSuccess : cudaErrorMemoryAllocation);
 }
@@ -44,6 +48,10 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorInvalidValue";
     case cudaErrorMemoryAllocation:
       return "cudaErrorMemoryAllocation";
+    case cudaErrorInsufficientDriver:
+      return "cudaErrorInsufficientDriver";
+    case cudaErrorNoDevice:
+      return "cudaErrorNoDevice";
     case cudaErrorInvalidDevice:
       return "cudaErrorInvalidDevice";
   }
@@ -58,6 +66,10 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid argument";
     case cudaErrorMemoryAllocation:
       return "out of memory";
+    case cudaErrorInsufficientDriver:
+      return "CUDA driver version is insufficient for CUDA runtime version";
+    case cudaErrorNoDevice:
+      return "no CUDA-capable device is detected";
     case cudaErrorInvalidDevice:
       return "invalid device ordinal";
   }
@@ -71,6 +83,11 @@ cudaError_t cudaMalloc(void** data, size_t bytes) { return allocated(data, bytes
 cudaError_t cudaFree(void* data) { return released(data); }
 cudaError_t cudaMallocHost(void** data, size_t bytes) { return allocated(data, bytes); }
 cudaError_t cudaFreeHost(void* data) { return released(data); }
+
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  *free = *total = options().memory_bytes;
+  return cudaSuccess;
+}
 
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
   if (bytes == 0) return cudaSuccess;
@@ -122,8 +139,8 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEve
 }
 
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
-  return cudaSuccess;
+  *count = options().device_error == cudaSuccess ? 1 : 0;
+  return result(options().device_error);
 }
 cudaError_t cudaGetDevice(int* device) {
   *device = 0;

@@ -78,6 +78,17 @@ TEST_F(CommandTest, ValuesThatAreMissingOrOfTheWrongKindAreRefused) {
   EXPECT_THAT(refusal("sample a b"), HasSubstr("unexpected argument 'b'"));
 }
 
+TEST_F(CommandTest, ADeviceThatIsNotThereIsRefusedWithTheReason) {
+  EXPECT_THAT(refusal("train --data fashion-mnist --out run --device gpu"),
+              HasSubstr("--device: 'gpu' is none of: auto, cpu, cuda, cuda:N"));
+  for (const char* command : {"train --data fashion-mnist --out run", "sample run"}) {
+    EXPECT_THAT(refusal(std::string(command) + " --device cuda:99"),
+                AllOf(HasSubstr("--device cuda:99: "),
+                      testing::AnyOf(HasSubstr("built without CUDA"), HasSubstr("no NVIDIA"),
+                                     HasSubstr("no such GPU"))));
+  }
+}
+
 TEST_F(CommandTest, TrainingRefusesBadSettingsAndBadData) {
   make_images("images", 3, 8);
   fs::create_directories(work() / "empty");

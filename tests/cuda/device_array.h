@@ -3,15 +3,9 @@
 
 #include <vector>
 
-#include <cuda_runtime.h>
-
-#include "core/error.h"
+#include "cuda/launch.h"
 
 namespace mutilde::cuda {
-
-inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) fail<Error>("{}: {}", what, cudaGetErrorString(error));
-}
 
 template <class T>
 class DeviceArray {

@@ -3,7 +3,7 @@
 
 #include <gtest/gtest.h>
 
-#include "cuda/elementwise.h"
+#include "cuda/cuda_backend.h"
 #include "tests/cuda/device_array.h"
 
 namespace mutilde::cuda {
@@ -18,6 +18,11 @@ View writable(DeviceArray<T>& array, int64_t n) {
   return {array.data(), dtype_of<T>(), Shape{n}};
 }
 
+CudaBackend& gpu() {
+  static CudaBackend backend(0);
+  return backend;
+}
+
 using Formula = double (*)(double);
 
 template <class T>
@@ -27,7 +32,7 @@ void check_unary(UnaryOp op, Formula formula, bool positive) {
     for (T& value : x) value = positive ? std::abs(value) + T(0.1) : 4 * value;
     const DeviceArray<T> in(x);
     DeviceArray<T> out(n);
-    unary(op, view(in, n), writable(out, n), nullptr);
+    gpu().unary(op, view(in, n), writable(out, n));
     const std::vector<T> host = out.to_host();
     // An ulp or two of the result for the function, one of |x| <= 4 for the argument.
     const double tolerance = 16 * std::numeric_limits<T>::epsilon();
@@ -67,10 +72,10 @@ void check_the_rest() {
   const std::vector<T> x = numbers<T>(n, 1), dout = numbers<T>(n, 2);
   const DeviceArray<T> in(x), in_dout(dout);
   DeviceArray<T> scaled(n), clamped(n), dx(n), sum(dout);
-  affine(view(in, n), 2, 0.5, writable(scaled, n), nullptr);
-  clamp(view(in, n), -0.25, 0.5, writable(clamped, n), nullptr);
-  clamp_backward(view(in, n), -0.25, 0.5, view(in_dout, n), writable(dx, n), nullptr);
-  accumulate(view(in, n), writable(sum, n), nullptr);
+  gpu().affine(view(in, n), 2, 0.5, writable(scaled, n));
+  gpu().clamp(view(in, n), -0.25, 0.5, writable(clamped, n));
+  gpu().clamp_backward(view(in, n), -0.25, 0.5, view(in_dout, n), writable(dx, n));
+  gpu().accumulate(view(in, n), writable(sum, n));
   const std::vector<T> host_scaled = scaled.to_host(), host_clamped = clamped.to_host(),
                        host_dx = dx.to_host(), host_sum = sum.to_host();
   for (int64_t i = 0; i < n; ++i) {
@@ -88,13 +93,13 @@ TEST(Elementwise, AffineClampAndAccumulateEqualTheirFormulas) {
 
 TEST(Elementwise, WorksInPlace) {
   DeviceArray<float> x(std::vector<float>{1.0F, -2.0F, 3.0F});
-  unary(UnaryOp::kNeg, view(x, 3), writable(x, 3), nullptr);
+  gpu().unary(UnaryOp::kNeg, view(x, 3), writable(x, 3));
   EXPECT_EQ(x.to_host(), (std::vector<float>{-1.0F, 2.0F, -3.0F}));
 }
 
 TEST(Elementwise, TakesFloatingTypesOnly) {
   DeviceArray<int32_t> x(4);
-  EXPECT_THROW(unary(UnaryOp::kNeg, view(x, 4), writable(x, 4), nullptr), DTypeError);
+  EXPECT_THROW(gpu().unary(UnaryOp::kNeg, view(x, 4), writable(x, 4)), DTypeError);
 }
 
 }  // namespace

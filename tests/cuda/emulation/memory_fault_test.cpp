@@ -1,6 +1,8 @@
 // Out-of-bounds and misaligned accesses, which end the program: built with the sanitizers only.
 #include <gtest/gtest.h>
 
+#include "core/tensor.h"
+#include "cuda/devices.h"
 #include "cuda/launch.h"
 #include "tests/cuda/device_array.h"
 
@@ -33,6 +35,14 @@ TEST_F(MemoryFault, GlobalMemoryThatWasFreed) {
   cuda::check(cudaMalloc(&data, 400), "cudaMalloc");
   cudaFree(data);
   EXPECT_DEATH(launch<write_at>({.grid = 1, .block = 8}, data, 5), "heap-use-after-free");
+}
+
+TEST_F(MemoryFault, ATensorThatIsOneElementTooShort) {
+  use_cuda();
+  const Tensor x = Tensor::zeros({100}, DType::kFloat32, Device::cuda());
+  EXPECT_DEATH(backend(Device::cuda()).fill(1, View{x.raw(), DType::kFloat32, Shape{101}}),
+               "heap-buffer-overflow(.|\n)*emulation: in .*Fill<float>.*: block \\(0,0,0\\), "
+               "thread \\(100,0,0\\)");
 }
 
 __global__ void write_dynamic(int index) {

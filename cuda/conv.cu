@@ -1,0 +1,160 @@
+// Convolution and its two gradients, each as one matrix product (tile_product.h).
+//
+//                   rows            columns         k                 a             b
+//   forward         output pixels   C_out           kh, kw, c         patches of x  weight
+//   input gradient  input pixels    C               kh, kw, c_out     dout          weight
+//   weight gradient C_out           kh, kw, c       output pixels     dout          patches of x
+//
+// The patches of x, a row of kH kW C numbers for each output pixel, would be kH kW times as large as
+// x. They are never written: the product asks for one of their elements, and gets it from x, or a
+// zero of the padding. Channels are last, so a row consists of runs of C neighbours.
+#include "cuda/cuda_backend.h"
+#include "cuda/tile_product.h"
+
+namespace mutilde::cuda {
+namespace {
+
+struct ConvSizes {
+  int H, W, C, H_out, W_out, C_out, kH, kW, stride, padding;
+};
+
+ConvSizes conv_sizes(const Shape& x, const Shape& weight, const Shape& out,
+                     const Conv2dGeometry& geometry) {
+  const auto size = [](int64_t n) { return int_size("conv2d", n); };
+  return {size(x[1]),
+          size(x[2]),
+          size(x[3]),
+          size(out[1]),
+          size(out[2]),
+          size(out[3]),
+          size(weight[1]),
+          size(weight[2]),
+          size(geometry.stride),
+          size(geometry.padding)};
+}
+
+/// Where a pixel's patch begins: its image, and its upper left corner.
+template <class T>
+struct Window {
+  const T* image;
+  int h, w;
+};
+
+/// One weight of a filter, by its number (kh kW + kw) channels + c.
+struct Tap {
+  int kh, kw, c;
+  Tap() = default;
+  __device__ Tap(int i, int kW, int channels)
+      : kh(i / channels / kW), kw(i / channels % kW), c(i % channels) {}
+};
+
+/// Element (pixel of the output, tap): what that weight is multiplied with.
+template <class T>
+struct Patches {
+  static constexpr bool kAlongK = true;
+  const T* x;
+  ConvSizes s;
+
+  using Outer = Window<T>;
+  __device__ Window<T> outer(int, int pixel) const {
+    const int w = pixel % s.W_out, h = pixel / s.W_out % s.H_out, n = pixel / s.W_out / s.H_out;
+    return {x + int64_t{n} * s.H * s.W * s.C, h * s.stride - s.padding, w * s.stride - s.padding};
+  }
+  __device__ Tap inner(int k) const { return {k, s.kW, s.C}; }
+  __device__ T at(const Window<T>& window, const Tap& tap) const {
+    const int h = window.h + tap.kh, w = window.w + tap.kw;
+    if (h < 0 || h >= s.H || w < 0 || w >= s.W) return 0;
+    return window.image[(int64_t{h} * s.W + w) * s.C + tap.c];
+  }
+};
+
+/// The same with the pixels as k.
+template <class T>
+struct PatchesTransposed {
+  static constexpr bool kAlongK = false;
+  Patches<T> patches;
+
+  using Outer = Tap;
+  __device__ Tap outer(int, int k) const { return patches.inner(k); }
+  __device__ Window<T> inner(int pixel) const { return patches.outer(0, pixel); }
+  __device__ T at(const Tap& tap, const Window<T>& window) const { return patches.at(window, tap); }
+};
+
+/// Element (pixel of the input, tap of an output channel): the gradient of the output that the
+/// weight made from this pixel, if there is one: not each pixel meets each weight where the stride
+/// is over 1.
+template <class T>
+struct GradientPatches {
+  static constexpr bool kAlongK = true;
+  const T* dout;
+  ConvSizes s;
+
+  using Outer = Window<T>;
+  __device__ Window<T> outer(int, int pixel) const {
+    const int w = pixel % s.W, h = pixel / s.W % s.H, n = pixel / s.W / s.H;
+    return {dout + int64_t{n} * s.H_out * s.W_out * s.C_out, h + s.padding, w + s.padding};
+  }
+  __device__ Tap inner(int k) const { return {k, s.kW, s.C_out}; }
+  __device__ T at(const Window<T>& window, const Tap& tap) const {
+    const int h = window.h - tap.kh, w = window.w - tap.kw;
+    if (h < 0 || w < 0 || h % s.stride != 0 || w % s.stride != 0) return 0;
+    const int h_out = h / s.stride, w_out = w / s.stride;
+    if (h_out >= s.H_out || w_out >= s.W_out) return 0;
+    return window.image[(int64_t{h_out} * s.W_out + w_out) * s.C_out + tap.c];
+  }
+};
+
+/// Element (c, tap of an output channel) of weight: [C_out, kH, kW, C].
+template <class T>
+struct WeightByInput {
+  static constexpr bool kAlongK = false;
+  const T* weight;
+  ConvSizes s;
+
+  using Outer = int;
+  __device__ int outer(int, int c) const { return c; }
+  __device__ int64_t inner(int k) const {
+    return (int64_t{k % s.C_out} * s.kH * s.kW + k / s.C_out) * s.C;
+  }
+  __device__ T at(int c, int64_t inner) const { return weight[inner + c]; }
+};
+
+}  // namespace
+
+void CudaBackend::conv2d(ConstView x, ConstView weight, ConstView bias, Conv2dGeometry geometry,
+                         View out) {
+  const ConvSizes s = conv_sizes(x.shape, weight.shape, out.shape, geometry);
+  const int64_t pixels = out.shape.product(0, 3), K = weight.shape.product(1, 4);
+  for_float(x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    batched_product("conv2d", 1, pixels, s.C_out, K, Patches<T>{x.as<T>(), s},
+                    Matrix<T, true>{weight.as<T>(), K, 0},
+                    Store<T>{out.as<T>(), pixels, s.C_out, bias.as<T>()});
+  });
+}
+
+void CudaBackend::conv2d_backward_input(ConstView dout, ConstView weight, Conv2dGeometry geometry,
+                                        View dx) {
+  const ConvSizes s = conv_sizes(dx.shape, weight.shape, dout.shape, geometry);
+  const int64_t pixels = dx.shape.product(0, 3), K = weight.shape.product(0, 3);
+  for_float(dx.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    batched_product("conv2d", 1, pixels, s.C, K, GradientPatches<T>{dout.as<T>(), s},
+                    WeightByInput<T>{weight.as<T>(), s},
+                    Store<T>{dx.as<T>(), pixels, s.C, nullptr});
+  });
+}
+
+void CudaBackend::conv2d_backward_weight(ConstView x, ConstView dout, Conv2dGeometry geometry,
+                                         View dweight) {
+  const ConvSizes s = conv_sizes(x.shape, dweight.shape, dout.shape, geometry);
+  const int64_t pixels = dout.shape.product(0, 3), columns = dweight.shape.product(1, 4);
+  for_float(x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    long_product(*this, "conv2d", s.C_out, columns, pixels,
+                 Matrix<T, false>{dout.as<T>(), s.C_out, 0}, PatchesTransposed<T>{{x.as<T>(), s}},
+                 dweight.as<T>());
+  });
+}
+
+}  // namespace mutilde::cuda

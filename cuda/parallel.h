@@ -1,0 +1,129 @@
+// What the kernels of all families share: a thread an element, sums over a warp or a block,
+// dispatch on the dtype, buffers that live as long as a call.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+
+#include "core/backend.h"
+#include "cuda/launch.h"
+
+namespace mutilde::cuda {
+
+template <class Integer>
+__host__ __device__ constexpr Integer ceil_div(Integer n, Integer d) {
+  return (n + d - 1) / d;
+}
+
+/// Calls f(T{}) with the element type.
+template <class F>
+void for_float(DType dtype, const F& f) {
+  if (dtype == DType::kFloat32) return f(float{});
+  if (dtype == DType::kFloat64) return f(double{});
+  fail<DTypeError>("cuda kernel: float32 or float64 expected, {} given", name_of(dtype));
+}
+
+/// Calls f(Word{}) with an integer as large as an element, for kernels that only move them.
+template <class F>
+void for_word(DType dtype, const F& f) {
+  switch (size_of(dtype)) {
+    case 1:
+      return f(uint8_t{});
+    case 2:
+      return f(uint16_t{});
+    case 4:
+      return f(uint32_t{});
+    default:
+      return f(uint64_t{});
+  }
+}
+
+constexpr int kBlockThreads = 256;
+
+/// Blocks of kBlockThreads for n elements. 2048 threads are all that a multiprocessor holds, and
+/// the largest GPU has some 150 of them: at most twice as many blocks as fit, so that those that
+/// finish early are followed by others.
+inline unsigned blocks_for(int64_t n) {
+  constexpr int64_t kMaxBlocks = 2 * 150 * 2048 / kBlockThreads;
+  return static_cast<unsigned>(std::min(ceil_div<int64_t>(n, kBlockThreads), kMaxBlocks));
+}
+
+/// f(i) for each i in [0, n). A grid-stride loop: any grid does any n, so that the grid can be what
+/// fills the GPU and not what n asks for. Neighbouring threads take neighbouring i: where f reads
+/// and writes element i of arrays, the 32 accesses of a warp are one of 128 bytes.
+template <class F>
+__global__ void for_each(int64_t n, F f) {
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += stride) f(i);
+}
+
+/// F is a struct and no lambda: a kernel's template argument must have a name that both compilers
+/// can spell.
+template <class F>
+void launch_for_each(int64_t n, const F& f) {
+  if (n == 0) return;  // a grid of no blocks is an error
+  launch<for_each<F>>({.grid = blocks_for(n), .block = kBlockThreads}, n, f);
+}
+
+/// Threads for a block that together do n things: whole warps, at most kBlockThreads.
+inline unsigned threads_for(int64_t n) {
+  return static_cast<unsigned>(
+      std::clamp<int64_t>(ceil_div<int64_t>(n, 32) * 32, 32, kBlockThreads));
+}
+
+constexpr unsigned kWholeWarp = 0xffffffff;
+
+/// The sum over the warp's lanes, given to all of them: in five steps each lane adds what the lane
+/// 16, 8, 4, 2, 1 away has, from register to register.
+template <class T>
+__device__ T warp_sum(T value) {
+  for (int distance = 16; distance > 0; distance /= 2) {
+    value += __shfl_xor_sync(kWholeWarp, value, distance);
+  }
+  return value;
+}
+
+template <class T>
+__device__ T warp_max(T value) {
+  for (int distance = 16; distance > 0; distance /= 2) {
+    value = max(value, __shfl_xor_sync(kWholeWarp, value, distance));
+  }
+  return value;
+}
+
+/// The sum over the threads of a block of one dimension and whole warps, given to all of them.
+template <class T>
+__device__ T block_sum(T value) {
+  __shared__ T of_warp[32];
+  value = warp_sum(value);
+  __syncthreads();  // all have read the last call's
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
+  __syncthreads();
+  T sum = 0;
+  for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) sum += of_warp[warp];
+  return sum;
+}
+
+/// Device memory for the length of a call. It may be handed out again before the kernels that use
+/// it have run: those that are launched later run later.
+template <class T>
+class Buffer {
+ public:
+  Buffer(Backend& backend, int64_t size)
+      : backend_(backend),
+        bytes_(static_cast<size_t>(size) * sizeof(T)),
+        data_(static_cast<T*>(backend.allocate(bytes_))) {}
+  ~Buffer() { backend_.release(data_, bytes_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  T* data() const { return data_; }
+
+ private:
+  Backend& backend_;
+  size_t bytes_;
+  T* data_;
+};
+
+}  // namespace mutilde::cuda

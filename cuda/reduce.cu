@@ -1,0 +1,142 @@
+// Sum and max over any axes.
+//
+// One kernel does all shapes. The outputs run along x of a block and the terms of each along y;
+// which is how long is the launch's choice, so that a warp reads neighbours:
+//   - where the innermost axis is kept ([N, H, W, C] -> [C]), 32 neighbouring outputs along x, and
+//     each of 8 rows of threads takes every eighth term;
+//   - where it is reduced ([N, H, W, C] -> [N]), one output and 256 neighbouring terms.
+// Each thread adds up its terms, then the block adds up those of its rows in shared memory, half of
+// them to the other half until one is left. x is read once, and that is all the traffic.
+//
+// Long sums are cut into chunks of 64 terms a thread, blocks along y of the grid, whose sums a
+// second launch adds. So the work spreads over the GPU, and round-off is that of adding some 64
+// numbers. Where chunks begin depends on the shapes alone: the result is the same every time.
+#include <cmath>
+
+#include "cuda/cuda_backend.h"
+#include "cuda/parallel.h"
+#include "cuda/strided.h"
+
+namespace mutilde::cuda {
+namespace {
+
+template <class T>
+struct Sum {
+  __device__ static T identity() { return T{0}; }
+  __device__ static T combine(T a, T b) { return a + b; }
+};
+
+template <class T>
+struct Max {
+  __device__ static T identity() { return -INFINITY; }
+  __device__ static T combine(T a, T b) {
+    return b > a || b != b ? b : a;
+  }  // a NaN wins, and stays
+};
+
+/// One reduction: where the outputs' first terms are in x, and how to go on from there.
+struct Terms {
+  Strided first, next;
+  int64_t outputs, terms, chunk;  // chunk: terms of one block
+};
+
+/// x -> out: [chunks, outputs].
+template <class T, class Op>
+__global__ void reduce_terms(Terms s, const T* x, T* out) {
+  T* partial = dynamic_shared<T>();  // [blockDim.y][blockDim.x]
+  const int64_t output = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  T result = Op::identity();
+  if (output < s.outputs) {
+    const T* from = x + s.first(output);
+    const int64_t begin = blockIdx.y * s.chunk, end = min(begin + s.chunk, s.terms);
+    for (int64_t i = begin + threadIdx.y; i < end; i += blockDim.y) {
+      result = Op::combine(result, from[s.next(i)]);
+    }
+  }
+  T* mine = partial + threadIdx.y * blockDim.x + threadIdx.x;
+  *mine = result;
+  for (unsigned half = blockDim.y / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.y < half) *mine = Op::combine(*mine, mine[half * blockDim.x]);
+  }
+  if (threadIdx.y == 0 && output < s.outputs) out[blockIdx.y * s.outputs + output] = *mine;
+}
+
+unsigned power_of_two(int64_t at_least, int64_t at_most) {
+  return std::bit_ceil(static_cast<unsigned>(std::clamp<int64_t>(at_least, 1, at_most)));
+}
+
+template <class T, class Op>
+void launch_reduce(Backend& backend, Terms s, const T* x, T* out) {
+  constexpr int64_t kTermsPerThread = 64, kMaxChunks = 256;
+  unsigned rows = power_of_two(s.terms, kBlockThreads);
+  if (s.next.stride[0] != 1) {  // the innermost axis is kept
+    rows = std::min(rows, kBlockThreads / power_of_two(s.outputs, 32));
+  }
+  const unsigned columns = kBlockThreads / rows;
+  const int64_t chunks =
+      std::clamp<int64_t>(ceil_div(s.terms, rows * kTermsPerThread), 1, kMaxChunks);
+  s.chunk = ceil_div(s.terms, chunks);
+  const auto grid_x = static_cast<unsigned>(ceil_div<int64_t>(s.outputs, columns));
+  const LaunchConfig config{.grid = {grid_x, static_cast<unsigned>(chunks)},
+                            .block = {columns, rows},
+                            .shared_bytes = kBlockThreads * sizeof(T)};
+  if (chunks == 1) return launch<reduce_terms<T, Op>>(config, s, x, out);
+
+  const Buffer<T> partial(backend, chunks * s.outputs);
+  launch<reduce_terms<T, Op>>(config, s, x, partial.data());
+  Terms second{{}, {}, s.outputs, chunks, 0};
+  second.first.append(s.outputs, 1);
+  second.next.append(chunks, s.outputs);
+  launch_reduce<T, Op>(backend, second, static_cast<const T*>(partial.data()), out);
+}
+
+/// A thread an output, which walks twice over what was reduced to it: no network here takes the
+/// gradient of a maximum of anything large.
+template <class T>
+struct MaxBackward {
+  const T *x, *y, *dout;
+  T* dx;
+  Strided first, next;
+  int64_t terms;
+
+  __device__ bool attains(T element, T maximum) const {
+    return element == maximum || (element != element && maximum != maximum);
+  }
+  __device__ void operator()(int64_t output) const {
+    const int64_t begin = first(output);
+    int64_t winners = 0;
+    for (int64_t i = 0; i < terms; ++i) winners += attains(x[begin + next(i)], y[output]) ? 1 : 0;
+    for (int64_t i = 0; i < terms; ++i) {
+      const int64_t at = begin + next(i);
+      dx[at] = attains(x[at], y[output]) ? dout[output] / static_cast<T>(winners) : T{0};
+    }
+  }
+};
+
+}  // namespace
+
+void CudaBackend::reduce(ReduceOp op, ConstView x, View out) {
+  if (out.numel() == 0) return;
+  const Terms s{axes_of(x.shape, out.shape, Axes::kKept),
+                axes_of(x.shape, out.shape, Axes::kReduced), out.numel(), x.numel() / out.numel(),
+                0};
+  for_float(x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    if (op == ReduceOp::kSum) return launch_reduce<T, Sum<T>>(*this, s, x.as<T>(), out.as<T>());
+    launch_reduce<T, Max<T>>(*this, s, x.as<T>(), out.as<T>());
+  });
+}
+
+void CudaBackend::max_backward(ConstView x, ConstView y, ConstView dout, View dx) {
+  if (x.numel() == 0) return;
+  for_float(x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    launch_for_each(y.numel(), MaxBackward<T>{x.as<T>(), y.as<T>(), dout.as<T>(), dx.as<T>(),
+                                              axes_of(x.shape, y.shape, Axes::kKept),
+                                              axes_of(x.shape, y.shape, Axes::kReduced),
+                                              x.numel() / y.numel()});
+  });
+}
+
+}  // namespace mutilde::cuda

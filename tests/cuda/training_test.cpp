@@ -1,0 +1,127 @@
+// A whole network, and a whole step of training, on the GPU and on the CPU.
+#include <cmath>
+
+#include <gtest/gtest.h>
+
+#include "core/op_cases.h"
+#include "core/ops/ops.h"
+#include "cuda/devices.h"
+#include "diffusion/trainer.h"
+
+namespace mutilde {
+namespace {
+
+Device gpu() {
+  use_cuda();
+  return Device::cuda();
+}
+
+/// As small as a network gets that has all its parts: two levels, attention, classes, a learned
+/// variance, dropout.
+Settings tiny_settings() {
+  Settings settings;
+  settings.image_size = 4;
+  settings.image_channels = 1;
+  settings.num_channels = 32;
+  settings.channel_mult = "1,2";
+  settings.num_res_blocks = 1;
+  settings.attention_resolutions = "2";
+  settings.num_heads = 2;
+  settings.class_cond = true;
+  settings.num_classes = 3;
+  settings.learn_sigma = true;
+  settings.dropout = 0.1;
+  settings.diffusion_steps = 10;
+  settings.noise_schedule = "cosine";
+  settings.ema_rate = "0.9,0.99";
+  settings.lr = 1e-3;
+  settings.batch_size = 2;
+  return settings;
+}
+
+double largest(const std::vector<double>& values) {
+  double result = 0;
+  for (const double value : values) result = std::max(result, std::abs(value));
+  return result;
+}
+
+void expect_near(const Tensor& actual, const Tensor& expected, double tolerance,
+                 const std::string& what) {
+  const auto a = actual.to_vector<double>(), b = expected.to_vector<double>();
+  ASSERT_EQ(a.size(), b.size()) << what;
+  const double allowed = tolerance * std::max(1.0, largest(b));
+  for (size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], b[i], allowed) << what << " " << i;
+}
+
+/// Fills the layers that begin as zeros, so that every path carries a signal.
+void randomise(const UNet& unet) {
+  Generator random(5);
+  for (const NamedParameter& parameter : unet.named_parameters()) {
+    parameter.value.copy_(
+        affine(random.normal(parameter.value.shape()), 0.1, 0).to(parameter.value.dtype()));
+  }
+}
+
+// In float64 the two differ by rounding alone: some 30 layers, each of sums of at most 600 products.
+TEST(CudaUNet, ForwardAndEveryGradientAreTheCpus) {
+  const auto results = [](Device device) {
+    Generator random(1);
+    const std::unique_ptr<UNet> unet = make_unet(tiny_settings(), random);
+    randomise(*unet);
+    unet->to(DType::kFloat64);
+    unet->to(device);
+    const Tensor x = uniform({2, 4, 4, 1}).to(device);
+    const Tensor t = Tensor::from<int64_t>({2}, {3, 900}).to(device);
+    const Tensor y = Tensor::from<int64_t>({2}, {2, 0}).to(device);
+    const Tensor out = unet->forward(x, t, y);
+    out.backward(uniform(out.shape(), -1, 1, 9).to(device));
+    std::vector<std::pair<std::string, Tensor>> all{{"out", out}};
+    for (const NamedParameter& parameter : unet->named_parameters()) {
+      all.emplace_back(parameter.name, parameter.value.grad());
+    }
+    return all;
+  };
+  const auto here = results(Device::cpu()), there = results(gpu());
+  ASSERT_EQ(there.size(), here.size());
+  for (size_t i = 0; i < here.size(); ++i) {
+    ASSERT_TRUE(here[i].second.defined() && there[i].second.defined()) << here[i].first;
+    EXPECT_GT(largest(here[i].second.to_vector<double>()), 0) << here[i].first;
+    expect_near(there[i].second, here[i].second, 1e-11, here[i].first);
+  }
+}
+
+// The same timesteps, the same noise to a few roundings, the same dropout. AdamW's first step is lr
+// times the gradient's sign, nearly: where a gradient is all round-off it may go either way, so the
+// weights are compared by how many moved alike, and the averages of gradients as numbers.
+TEST(CudaTrainer, AStepIsTheCpus) {
+  const Tensor x_0 = uniform({2, 4, 4, 1}, -1, 1).to(DType::kFloat32);
+  const Tensor y = Tensor::from<int64_t>({2}, {1, 2});
+  Trainer here(tiny_settings()), there(tiny_settings(), gpu());
+  randomise(here.unet());
+  randomise(there.unet());
+  const StepReport expected = here.step(x_0, y), actual = there.step(x_0, y);
+  EXPECT_NEAR(actual.loss, expected.loss, 1e-4 * expected.loss);
+  EXPECT_NEAR(actual.grad_norm, expected.grad_norm, 1e-3 * expected.grad_norm);
+
+  // Measured by the largest of all: that of a bias before a norm of one channel a group is zero, and
+  // round-off on either side.
+  const auto& moments = here.optimizer().first_moments();
+  double most = 0;
+  for (const NamedParameter& moment : moments)
+    most = std::max(most, largest(moment.value.to_vector<double>()));
+  for (size_t i = 0; i < moments.size(); ++i) {
+    expect_near(there.optimizer().first_moments()[i].value * (1 / most),
+                moments[i].value * (1 / most), 1e-4, moments[i].name);
+  }
+  int64_t alike = 0, all = 0;
+  for (size_t i = 0; i < here.optimizer().parameters().size(); ++i) {
+    const auto a = here.optimizer().parameters()[i].value.to_vector<double>();
+    const auto b = there.optimizer().parameters()[i].value.to_vector<double>();
+    for (size_t j = 0; j < a.size(); ++j) alike += std::abs(a[j] - b[j]) < 1e-5 ? 1 : 0;
+    all += static_cast<int64_t>(a.size());
+  }
+  EXPECT_GT(static_cast<double>(alike), 0.99 * static_cast<double>(all));
+}
+
+}  // namespace
+}  // namespace mutilde
