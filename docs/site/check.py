@@ -1,0 +1,230 @@
+#!/usr/bin/python3
+"""Checks the site that build.py wrote: links, leftover LaTeX, requests to other hosts, equations tagged in the sources but
+not in the map or the other way round; and where Chromium is installed, that no page is wider than a telephone or a desktop
+window, mathematics shows, and text has contrast, light and dark.
+
+    check.py SITE [--screenshots DIR]
+"""
+import argparse
+import base64
+import html.parser
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.parse
+
+QUIET = {"code", "pre", "script", "style", "annotation"}  # where backslashes and dollars are no LaTeX gone astray
+RAW_LATEX = re.compile(r"\$[^$\s][^$]*\$|\\[A-Za-z]{2,}|[_^]\{|\\\(|\\\[")
+EXTERNAL = re.compile(r"(?:https?:)?//")
+# The folders in which a tag without an equation is a mistake (elsewhere it may be another paper's).
+TAGGED = re.compile(r"code/(core|cuda|nn|diffusion)/")
+WIDTHS = (390, 1440)
+# Runs in a page. Returns one line a fault.
+PROBE = r"""
+(async () => {
+  await document.fonts.ready;
+  await new Promise((done) => setTimeout(done, 60));
+  const faults = [], width = innerWidth;
+  const name = (e) => e.tagName.toLowerCase() + (e.className && e.className.split ? "." + e.className.split(" ")[0] : "") + ' "' + e.textContent.trim().slice(0, 30) + '"';
+  if (document.documentElement.scrollWidth > width) {
+    const wide = [...document.querySelectorAll("body *")].filter((e) => e.getBoundingClientRect().right > width + 1 && !e.closest("pre, .math, .table, .skip"));
+    faults.push("is " + document.documentElement.scrollWidth + " px wide: " + wide.slice(0, 3).map(name).join(", "));
+  }
+  const formulas = [...document.querySelectorAll(".katex-html")];
+  for (const e of formulas) {
+    const box = e.getBoundingClientRect();
+    if (box.width < 3 || box.height < 3) faults.push("a formula does not show: " + e.parentElement.textContent.slice(0, 40));
+  }
+  if (formulas.length && !document.fonts.check("16px KaTeX_Main")) faults.push("KaTeX's fonts are not loaded");
+  if (width > 1000) for (const e of document.querySelectorAll(".math")) {
+    if (e.scrollWidth > e.clientWidth + 1) faults.push("a formula is wider than its column: " + e.textContent.slice(0, 40));
+  }
+  for (const e of document.images) if (!e.naturalWidth && e.getAttribute("src")) faults.push("a picture does not load: " + e.src);
+  const rgb = (text) => text.match(/[\d.]+/g).map(Number);
+  const luminance = ([r, g, b]) => [r, g, b].map((c) => c / 255).map((c) => c <= .03928 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0);
+  const ground = (e) => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]; };
+  const seen = new Set();
+  for (const e of document.querySelectorAll("body *")) {
+    if (![...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()) || !e.getClientRects().length || e.closest(".skip, .katex-mathml")) continue;
+    const [ink, paper] = [rgb(getComputedStyle(e).color), ground(e)], key = ink + "/" + paper;
+    if (seen.has(key)) continue;
+    seen.add(key);
+    const [low, high] = [luminance(ink), luminance(paper)].sort((a, b) => a - b), contrast = (high + .05) / (low + .05);
+    if (contrast < 4.5) faults.push("contrast " + contrast.toFixed(1) + " of " + name(e));
+  }
+  return faults;
+})()
+"""
+
+
+class Reader(html.parser.HTMLParser):
+    """What one page holds: anchors, links, text outside of code, and code outside of links."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.links, self.loads, self.text, self.unlinked, self.open = set(), [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if "id" in attributes:
+            self.ids.add(attributes["id"])
+        if tag == "a" and "href" in attributes:
+            self.links.append(attributes["href"])
+        elif "src" in attributes or tag == "link" and "href" in attributes:
+            self.loads.append(attributes.get("src") or attributes.get("href"))
+        if tag in QUIET or tag == "a":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_data(self, data):
+        if not QUIET.intersection(self.open):
+            self.text.append(data)
+        if self.open[-1:] == ["pre"]:
+            self.unlinked.append(data)
+
+
+def check_files(site):
+    """One line for each fault that the files themselves show."""
+    site = pathlib.Path(site)
+    pages = {path.relative_to(site).as_posix(): Reader(path.read_text("utf-8")) for path in sorted(site.rglob("*.html"))
+             if path.relative_to(site).parts[0] != "playground"}
+    problems, referred = [], set()
+    for url, page in pages.items():
+        for link in page.links + page.loads:
+            if EXTERNAL.match(link):
+                if link in page.loads:
+                    problems.append(f"{url}: loads {link} from another host")
+                continue
+            if link.startswith(("mailto:", "data:")):
+                continue
+            path, _, anchor = urllib.parse.unquote(link).partition("#")
+            target = os.path.normpath(os.path.join(os.path.dirname(url), path)) if path else url
+            if not (site / target).is_file():
+                problems.append(f"{url}: dead link {link}")
+            elif anchor and target in pages and anchor not in pages[target].ids:
+                problems.append(f"{url}: dead anchor {link}")
+            if url.startswith("code/") and target == "equations.html":
+                referred.add(anchor)
+        problems += [f"{url}: raw LaTeX: {found[0]}" for text in page.text if (found := RAW_LATEX.search(text))]
+        if TAGGED.match(url):
+            problems += [f"{url}: {found[0]} is not in the map" for text in page.unlinked if (found := re.search(r"\bEq\. (?:DDIM )?\d+", text))]
+    if "equations.html" not in pages:
+        return problems + ["there is no equations.html"]
+    mapped = {name for name in pages["equations.html"].ids if name.startswith("eq-")}
+    problems += [f"equations.html: no source refers to {name}" for name in sorted(mapped - referred)]
+    for sheet in site.glob("assets/*.css"):
+        problems += [f"{sheet.name}: loads {url}" for url in re.findall(r"url\(((?:https?:)?//[^)]*)\)", sheet.read_text("utf-8"))]
+    return problems
+
+
+class Browser:
+    """Chromium without a window, spoken to through its DevTools pipe."""
+
+    def __init__(self, program):
+        self.profile = tempfile.TemporaryDirectory()
+        (read_end, self.to), (self.from_, write_end) = os.pipe(), os.pipe()
+        self.process = subprocess.Popen(
+            ["bash", "-c", f'exec "$@" 3<&{read_end} 4>&{write_end}', "bash", program, "--headless=new", "--no-sandbox", "--disable-gpu",
+             "--no-first-run", "--allow-file-access-from-files", f"--user-data-dir={self.profile.name}", "--remote-debugging-pipe", "about:blank"],
+            pass_fds=(read_end, write_end), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        os.close(read_end)
+        os.close(write_end)
+        self.buffer, self.number, self.requests, self.session, self.loaded = b"", 0, [], None, False
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.call("Page.enable")
+        self.call("Network.enable")
+
+    def receive(self):
+        while b"\0" not in self.buffer:
+            piece = os.read(self.from_, 1 << 20)
+            if not piece:
+                sys.exit("check: Chromium ended")
+            self.buffer += piece
+        message, _, self.buffer = self.buffer.partition(b"\0")
+        message = json.loads(message)
+        if message.get("method") == "Network.requestWillBeSent":
+            self.requests.append(message["params"]["request"]["url"])
+        self.loaded |= message.get("method") == "Page.loadEventFired"
+        return message
+
+    def call(self, method, **parameters):
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": parameters}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.to, json.dumps(message).encode() + b"\0")
+        while (answer := self.receive()).get("id") != self.number:
+            pass
+        if "error" in answer:
+            sys.exit(f"check: {method}: {answer['error']}")
+        return answer["result"]
+
+    def show(self, path):
+        self.loaded = False
+        self.call("Page.navigate", url=pathlib.Path(path).resolve().as_uri())
+        while not self.loaded:
+            self.receive()
+
+    def look(self, width, scheme):
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        return self.call("Runtime.evaluate", expression=PROBE, awaitPromise=True, returnByValue=True)["result"]["value"]
+
+    def screenshot(self, file):
+        pathlib.Path(file).write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait()
+        self.profile.cleanup()
+
+
+def check_in_browser(site, screenshots=None):
+    """One line for each fault that shows in Chromium. Of the sources' pages, which are all made alike, the widest."""
+    site = pathlib.Path(site)
+    pages = [path for path in sorted(site.rglob("*.html")) if path.relative_to(site).parts[0] not in ("code", "playground")]
+    pages += sorted(site.glob("code/**/*.html"), key=lambda path: -max(map(len, path.read_text("utf-8").split("\n"))))[:2]
+    pages += [path for path in (site / "code/index.html", site / "code/diffusion/posterior.cpp.html") if path.is_file()]
+    browser, problems = Browser(shutil.which("chromium")), []
+    for path in pages:
+        url = path.relative_to(site).as_posix()
+        browser.show(path)
+        for width in WIDTHS:
+            for scheme in ("light", "dark"):
+                problems += [f"{url} at {width} px, {scheme}: {fault}" for fault in browser.look(width, scheme)]
+                if screenshots:
+                    pathlib.Path(screenshots).mkdir(parents=True, exist_ok=True)
+                    browser.screenshot(f"{screenshots}/{url.replace('/', '_')}-{width}-{scheme}.png")
+    problems += [f"a page asks for {url}" for url in set(browser.requests) if not url.startswith(("file:", "data:", "about:"))]
+    browser.close()
+    print(f"docs: {len(pages)} pages seen in Chromium at {' and '.join(map(str, WIDTHS))} pixels, light and dark")
+    return problems
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("site")
+    parser.add_argument("--screenshots")
+    options = parser.parse_args()
+    problems = check_files(options.site)
+    if shutil.which("chromium"):
+        problems += check_in_browser(options.site, options.screenshots)
+    else:
+        print("docs: no chromium, so nobody looked at the pages")
+    if problems:
+        sys.exit("\n".join(problems))
+
+
+if __name__ == "__main__":
+    main()
