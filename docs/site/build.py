@@ -28,7 +28,7 @@ FONTS = {"KaTeX": "/usr/share/fonts/truetype/katex", "CharisSIL": "/usr/share/fo
          "JetBrainsMono": "/usr/share/fonts/truetype/jetbrains-mono"}
 NAVIGATION = [("tutorials/index.html", "Tutorials"), ("equations.html", "Equations"), ("why-eq-11.html", "Why eq. 11?"),
               ("design.html", "Design"), ("performance.html", "Performance"), ("commands.html", "Commands"),
-              ("library/index.html", "Library")]
+              ("library/index.html", "Library"), ("code/index.html", "Sources")]
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Site:
             return
         first, *others = re.split(r'(?=<h[23] id=")', page.body)
         self.index(page.title, page.url, "page", plain(first))
-        if page.url != "equations.html":  # its sections are in the index as equations
+        if page.url not in ("equations.html", "index.html"):  # equations have entries of their own
             for (name, text, _), piece in zip(page.sections, others):
                 self.index(plain(text), f"{page.url}#{name}", page.title, plain(piece))
 
@@ -98,15 +98,14 @@ class Site:
 
     # Prose on the left, on the right the code that it speaks of.
 
-    def rows(self, rows, path, prose_of, below=lambda first, code: ""):
+    def rows(self, rows, path, prose_of, names_in=lambda first, code: ("", "")):
         out = ""
         for prose, first, code in rows:
             # What is short stays in view while its longer neighbour passes.
             classes = "row" + " short-code" * (0 < code.count("\n") < 36) + " short-prose" * (len(prose) < 16)
-            right = self.markup.listing(path, first, code) if code else ""
-            if extra := below(first, code):
-                right = right.removesuffix("</div>") + extra + "</div>"
-            out += f'<div class="{classes}"><div class="prose">{prose_of(prose)}</div>{right}</div>\n'
+            anchors, places = names_in(first, code)
+            right = self.markup.listing(path, first, code, places) if code else ""
+            out += f'<div class="{classes}">{anchors}<div class="prose">{prose_of(prose)}</div>{right}</div>\n'
         return out
 
     def tutorial_pages(self):
@@ -158,7 +157,7 @@ class Site:
 
     def equation_row(self, equation, level=2):
         """An equation beside the code that implements it."""
-        identifier, facts, listing = equation["id"], "", ""
+        identifier, facts, listing = equation["id"], defaultdict(str), ""
         where = f"docs/equations.toml: Eq. {identifier}"
         for function in equation["functions"]:
             name, path = function["name"], function["file"]
@@ -168,22 +167,23 @@ class Site:
                 self.markup.problems.append(f"{where}: {path} does not define {name} with the tag")
                 continue
             first, code = cpp.excerpt(self.sources.text[path], tagged[0])
-            facts += f'<dt>Code</dt><dd><a href="/code/{path}.html#L{tagged[0]}"><code>{escape(name)}</code> {path}:{tagged[0]}</a></dd>'
+            facts["Code"] += f'<dd><a href="/code/{path}.html#L{tagged[0]}"><code>{escape(name)}</code> {path}:{tagged[0]}</a></dd>'
             if not listing and code.count("\n") < 45:
                 listing = self.markup.listing(path, first, code)
         for test in equation["tests"]:
             if place := self.sources.find(test):
-                facts += f'<dt>Proved by</dt><dd><a href="{self.sources.line(place)}"><code>{test}</code></a></dd>'
+                facts["Proved by"] += f'<dd><a href="{self.sources.line(place)}"><code>{test}</code></a></dd>'
             else:
                 self.markup.problems.append(f"{where}: there is no test {test}")
         if identifier in self.derivations:
             _, _, address, title = self.derivations[identifier]
-            facts += f'<dt>Derived in</dt><dd><a href="{address}">tutorial {escape(title)}</a></dd>'
+            facts["Derived in"] += f'<dd><a href="{address}">tutorial {escape(title)}</a></dd>'
         anchor = equation_anchor(identifier)
+        title = self.markup.inline(re.sub(r"\b\w_\w\b", r"$\g<0>$", equation["title"]), where)
         return (f'<section class="row equation short-code"><div class="prose"><h{level} id="{anchor}">'
-                f'<span class="number">Eq. {identifier}</span> {escape(equation["title"])}</h{level}>'
+                f'<span class="number">Eq. {identifier}</span> {title}</h{level}>'
                 f'{self.markup.math(equation["latex"], True, where)}{self.markup.markdown(equation.get("note", ""), where)}'
-                f'<dl>{facts}</dl></div>{listing}</section>')
+                f'<dl>{"".join(f"<dt>{label}</dt>{values}" for label, values in facts.items())}</dl></div>{listing}</section>')
 
     def chips(self):
         return '<nav class="chips" aria-label="Equations">' + "".join(
@@ -214,7 +214,7 @@ class Site:
             return subprocess.run([program, *command, "--help"], capture_output=True, text=True, check=True).stdout
 
         def words(text):
-            return self.markup.link_equations(escape(" ".join(text.split())))
+            return self.markup.link_equations(self.markup.names(" ".join(text.split())))
         top = help_of()
         body = f'<pre tabindex="0">{escape(top)}</pre>'
         for command in re.findall(r"^  (\w+)  ", top.split("Commands:")[1].split("\n\n")[0], re.M):
@@ -260,26 +260,27 @@ class Site:
         for symbol in cpp.symbols(text):
             symbols[symbol.line][symbol.name] = symbol
 
-        def below(first, code):
-            """Anchors for what a row declares, and links to where it is defined."""
-            out = ""
+        def names_in(first, code):
+            """Anchors for what a row declares, and links to where that is defined."""
+            anchors, places = "", ""
             for symbol in {name: symbol for line in range(first, first + code.count("\n") + 1)
                            for name, symbol in symbols[line].items()}.values():
                 anchor = slug(symbol.name) if re.search(r"\w$", symbol.name) else f"line-{symbol.line}"
                 self.index(symbol.name, f"library/{path}.html#{anchor}", symbol.kind)
+                if anchor not in used:
+                    anchors += f'<span id="{anchor}"></span>'
+                    used.add(anchor)
                 place = self.sources.find(symbol.name)
-                out += f'<span id="{anchor}"></span>' if anchor not in anchors else ""
-                anchors.add(anchor)
                 if place and place[0] != path and not symbol.is_definition:
-                    out += f'<a href="{self.sources.line(place)}">{escape(symbol.name)}: {place[0]}:{place[1].line}</a> '
-            return f'<p class="places">{out}</p>' if out else ""
-        anchors = set()
+                    places += f'<a href="{self.sources.line(place)}">{escape(symbol.name)}: {place[0]}:{place[1].line}</a>'
+            return anchors, f'<p class="places">{places}</p>' if places else ""
+        used = set()
         rows = cpp.header_rows(text)
         if rows and rows[0][0][:len(intro)] == intro:
             rows[0] = (rows[0][0][len(intro):], *rows[0][1:])
         rows = [row for row in rows if row[2] or any(row[0])]
         about = f'<div class="lead">{self.markup.comment(intro)}<pre tabindex="0">#include "{path}"</pre></div>'
-        return Page(f"library/{path}.html", path, about + self.rows(rows, path, self.markup.comment, below), "rows reference",
+        return Page(f"library/{path}.html", path, about + self.rows(rows, path, self.markup.comment, names_in), "rows reference",
                     f'<a href="/library/index.html">Library</a> <a href="/code/{path}.html">Source</a>')
 
     def code_pages(self):
@@ -289,7 +290,7 @@ class Site:
             summary = re.match(r"(?:#!.*\n)?(?://+|#|\"\"\") ?(.*)", text)
             summary = summary[1] if summary and not path.endswith(".md") else ""
             listing[folder].append((f"/code/{path}.html", os.path.basename(path), escape(summary)))
-            lines = enumerate(self.markup.highlight(text, pathlib.Path(path).suffix), 1)
+            lines = enumerate(self.markup.highlight(text, path), 1)
             body = "".join(f'<span class="line" id="L{n}"><a href="#L{n}" aria-label="Line {n}"></a>{line}\n</span>' for n, line in lines)
             above = f'<a href="/code/index.html#{slug(folder) or "root"}">Sources</a>'
             if f"library/{path}.html" in self.pages:
@@ -335,7 +336,7 @@ class Site:
             return f'<a href="/{url}"{here}>{label}</a>'
         navigation = NAVIGATION + [("playground/index.html", "Playground")] * bool(self.playground)
         more = [(url, other.title) for url, other in self.pages.items()
-                if "/" not in url and url != "index.html" and url not in dict(navigation)] + [("code/index.html", "Sources")]
+                if "/" not in url and url != "index.html" and url not in dict(navigation)]
         chapters = [section for section in page.sections if section[2] == 2] if page.layout == "text" else []
         toc = "".join(f'<a href="#{name}">{re.sub("</?a[^>]*>", "", text)}</a>' for name, text, _ in chapters) if len(chapters) > 2 else ""
         document = template.format(

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Checks the site that build.py wrote: links, leftover LaTeX, requests to other hosts, equations tagged in the sources but
 not in the map or the other way round; and where Chromium is installed, that no page is wider than a telephone or a desktop
-window, mathematics shows, and text has contrast, light and dark.
+window, mathematics shows, text has contrast, light and dark, and the search leads from a function to its equation.
 
     check.py SITE [--screenshots DIR]
 """
@@ -122,6 +122,8 @@ def check_files(site):
         return problems + ["there is no equations.html"]
     mapped = {name for name in pages["equations.html"].ids if name.startswith("eq-")}
     problems += [f"equations.html: no source refers to {name}" for name in sorted(mapped - referred)]
+    home = pages["index.html"].links if "index.html" in pages else []
+    problems += [f"index.html: no link to {name}" for name in sorted(mapped) if f"equations.html#{name}" not in home]
     for sheet in site.glob("assets/*.css"):
         problems += [f"{sheet.name}: loads {url}" for url in re.findall(r"url\(((?:https?:)?//[^)]*)\)", sheet.read_text("utf-8"))]
     return problems
@@ -179,7 +181,10 @@ class Browser:
     def look(self, width, scheme):
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        return self.call("Runtime.evaluate", expression=PROBE, awaitPromise=True, returnByValue=True)["result"]["value"]
+        return self.evaluate(PROBE)
+
+    def evaluate(self, expression):
+        return self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)["result"]["value"]
 
     def screenshot(self, file):
         pathlib.Path(file).write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
@@ -188,6 +193,18 @@ class Browser:
         self.process.terminate()
         self.process.wait()
         self.profile.cleanup()
+
+
+def check_search(browser, site):
+    """Whether who searches for a function of the equation map finds its equation."""
+    browser.show(site / "index.html")
+    for section in re.findall(r'<section class="row equation.*?</section>', (site / "equations.html").read_text("utf-8"), re.S):
+        anchor = re.search(r'id="([^"]+)"', section)[1]
+        for name in re.findall(r'<dd><a href="code/(?!tests)[^"]+"><code>([^<]+)</code>', section):
+            found = browser.evaluate(f"(async () => {{ input.value = {json.dumps(name)}; await search(); "
+                                     "return [...results.querySelectorAll('a')].map((link) => link.getAttribute('href')); })()")
+            if f"equations.html#{anchor}" not in found:
+                yield f"a search for {name} does not find equations.html#{anchor}"
 
 
 def check_in_browser(site, screenshots=None):
@@ -206,6 +223,7 @@ def check_in_browser(site, screenshots=None):
                 if screenshots:
                     pathlib.Path(screenshots).mkdir(parents=True, exist_ok=True)
                     browser.screenshot(f"{screenshots}/{url.replace('/', '_')}-{width}-{scheme}.png")
+    problems += check_search(browser, site)
     problems += [f"a page asks for {url}" for url in set(browser.requests) if not url.startswith(("file:", "data:", "about:"))]
     browser.close()
     print(f"docs: {len(pages)} pages seen in Chromium at {' and '.join(map(str, WIDTHS))} pixels, light and dark")

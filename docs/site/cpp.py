@@ -1,5 +1,5 @@
 """Reads C++ formatted as ours without a compiler: what a file defines and where, its prose beside its code, its colours."""
-import bisect
+import functools
 import html
 import re
 from typing import NamedTuple
@@ -106,16 +106,21 @@ def tagged_equations(text):
     return ids
 
 
+@functools.cache
+def colour_of(kind):
+    return next((name for known, name in COLOURS if kind in known), "")
+
+
 def highlight(text, suffix, link=lambda name, is_call: None, equation=lambda id: None):
     """One line of HTML for each line of the text. `link` gives a name's address or None, `equation` an equation's."""
     lexer = get_lexer_by_name(LEXERS.get(suffix, "text"), stripnl=False, ensurenl=False)
-    tokens = list(lexer.get_tokens(text))
+    tokens = list(lexer.get_tokens(text.rstrip("\n") + "\n"))
     lines = [""]
     for at, (kind, value) in enumerate(tokens):
-        colour = next((name for known, name in COLOURS if kind in known), "")
+        colour = colour_of(kind)
         address = None
         if kind in Name and suffix in SUFFIXES:
-            before = tokens[at - 1][1].rstrip()[-2:] if at else ""
+            before = "".join(token for _, token in tokens[max(at - 3, 0):at])
             after = tokens[at + 1][1] if at + 1 < len(tokens) else ""
             if not before.endswith((".", "->", "::")):
                 address = link(value, after.startswith(("(", "<")))
@@ -128,7 +133,7 @@ def highlight(text, suffix, link=lambda name, is_call: None, equation=lambda id:
             if address:
                 piece = f'<a href="{address}">{piece}</a>'
             lines[-1] += f'<span class="{colour}">{piece}</span>' if colour else piece
-    return lines[:-1] if text.endswith("\n") else lines
+    return lines[:-1]
 
 
 def link_equations(text, equation):
@@ -179,6 +184,9 @@ def header_rows(text):
                 prose, code = [], []
             prose.append(re.sub("^ *//+ ?", "", line))
             continue
+        if line and any(code) and not code[-1] and indent == scopes[-1] and line.strip()[0] != "}":
+            rows.append((prose, first, "\n".join(code).rstrip()))  # the comment is not about what a blank line parts
+            prose, code = [], []
         if re.match(r" *(template <.*> )?(class|struct) \w+[^;]*\{$", line):
             scopes.append(indent + 2)
         if line or any(code):

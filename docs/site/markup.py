@@ -11,6 +11,7 @@ import sys
 import markdown
 
 import cpp
+from sources import LIBRARY_FOLDERS
 
 MATH = re.compile("\ue002(\\d+)\ue003")
 HERE = pathlib.Path(__file__).resolve().parent
@@ -52,19 +53,18 @@ class Markup:
 
     # Code.
 
-    def highlight(self, text, suffix):
+    def highlight(self, text, path):
+        """Code of a file, line by line; a call or a type leads to its definition, if that is in the library or the same file."""
         def link(name, is_call):
-            if not is_call and not name[:1].isupper():
-                return None
-            place = self.sources.find(name)
-            return self.sources.line(place) if place and place[1].kind in ("function", "type") else None
-        return cpp.highlight(text, suffix, link, self.sources.equation)
+            place = self.sources.find(name) if is_call or name[:1].isupper() else None
+            is_ours = place and place[1].kind in ("function", "type") and place[0].startswith((path, "tutorials/tutorial.", *LIBRARY_FOLDERS))
+            return self.sources.line(place) if is_ours else None
+        return cpp.highlight(text, pathlib.Path(path).suffix, link, self.sources.equation)
 
-    def listing(self, path, first, code):
+    def listing(self, path, first, code, below=""):
         """Code of a file as a block with a link to where it stands."""
-        lines = "\n".join(self.highlight(code, pathlib.Path(path).suffix))
         return (f'<div class="code"><a class="where" href="/code/{path}.html#L{first}">{path}:{first}</a>'
-                f'<pre tabindex="0">{lines}</pre></div>')
+                f'<pre tabindex="0">{chr(10).join(self.highlight(code, path))}</pre>{below}</div>')
 
     def code(self, text, where):
         address, exists = self.sources.resolve(text, where)
@@ -81,8 +81,8 @@ class Markup:
                   "cpp": lambda line: " ".join(line.split()) in self.sources.code_lines}.get(language, self.sources.command_exists)
         self.problems += [f"{where}: no source has what a block quotes:   {line.strip()}"
                           for line in body.split("\n") if line.strip() and not exists(line.strip())]
-        suffix = {"cpp": ".cpp", "cmake": ".cmake", "": ".sh"}.get(language)
-        return f'<pre tabindex="0">{chr(10).join(self.highlight(body, suffix)) if suffix else escape(body.rstrip())}</pre>'
+        lines = self.highlight(body.rstrip(), f"block.{language}")
+        return f'<pre tabindex="0">{chr(10).join(lines)}</pre>'
 
     # Prose.
 
@@ -114,13 +114,16 @@ class Markup:
         out = out.replace("<table>", '<div class="table" tabindex="0"><table>').replace("</table>", "</table></div>")
         return self.link_equations(out)
 
+    def inline(self, text, where):
+        return self.markdown(text, where).removeprefix("<p>").removesuffix("</p>")
+
     def document(self, path):
         """A Markdown file without its title."""
         return self.markdown(re.sub(r"\A(<!--.*?-->\s*)?# .*\n", "", self.sources.text[path]), path)
 
     def link_equations(self, markup):
-        """Links `eq. 11` in running text: not in code, links or headings."""
-        parts = re.split(r"(<(a|code|pre|h\d)\b.*?</\2>|<[^>]*>)", markup, flags=re.S)
+        """Links `eq. 11` in running text: not in code, links, headings or strong words."""
+        parts = re.split(r"(<(a|code|pre|strong|h\d)\b.*?</\2>|<[^>]*>)", markup, flags=re.S)
         return "".join(cpp.link_equations(part, self.sources.equation) if at % 3 == 0 else part or "" if at % 3 == 1 else ""
                        for at, part in enumerate(parts))
 
@@ -165,10 +168,13 @@ class Markup:
         return self.link_equations(out)
 
     def names(self, text):
-        """A comment's words; those that are names or shapes become code, with a link where the name is known."""
+        """A comment's words. Those that are names, flags or shapes become code, with a link where it is known; x_{t-1} is set."""
         def name(text):
+            if "_{" in text:
+                return self.math(text, False, "a comment")
             address, _ = self.sources.resolve(text)
             code = f"<code>{escape(text)}</code>"
             return f'<a href="{address}">{code}</a>' if address else code
-        parts = re.split(r"(`[^`]+`|\[[\w., +*/-]+\](?=\W|$)|\b[A-Za-z]\w*(?:_\w+|::\w+)+(?:\(\))?|\b\w+\(\)|\b\w+/[\w/]+\.(?:h|cpp)\b)", text)
+        parts = re.split(r"(`[^`]+`|\b\w+_\{[^}]*\}|(?<![\w-])--[a-z][\w-]*|\[[\w., +*/-]+\](?=\W|$)|\b[A-Za-z]\w*(?:_\w+|::\w+)+(?:\(\))?|\b\w+\(\)|"
+                         r"\b\w+/[\w/]+\.(?:h|cpp)\b)", text)
         return "".join(name(part.strip("`")) if at % 2 else escape(part) for at, part in enumerate(parts))

@@ -50,6 +50,7 @@ function score(entry, query, terms) {
     else if (entry.all.includes(term)) sum += 1;
     else return -1;
   }
+  if (entry.kind === "equation" && entry.all.includes(query)) sum += 12;
   return entry.title.toLowerCase() === query ? sum + 20 : sum;
 }
 

@@ -1,4 +1,5 @@
 """What is in the repository: its files, the symbols of its C++, the words of its code, and where the site shows each."""
+import functools
 import pathlib
 import re
 import subprocess
@@ -60,6 +61,7 @@ class Sources:
                              for line in block.split("\n")}
         self.code_lines = {" ".join(line.split()) for text in self.text.values() for line in text.split("\n")}
 
+    @functools.cache
     def find(self, name):
         """(file, symbol) of a name's definition, else of its declaration; None if it is unknown or means several things."""
         last = name.split("::")[-1]

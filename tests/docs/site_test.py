@@ -79,7 +79,7 @@ class Builder(unittest.TestCase):
         self.assertEqual(self.sources.find("forward")[0], "core/op.cpp")
         self.assertEqual([symbol.name for symbol in cpp.symbols(FILES["core/op.h"])], ["double_it", "Net", "Net::forward", "Net::size_"])
         rows = cpp.header_rows(FILES["core/op.h"])
-        self.assertEqual([prose[-1] for prose, _, _ in rows], ["x: [N, C].", "Runs it."])
+        self.assertEqual([prose[-1:] for prose, _, _ in rows], [["x: [N, C]."], [], ["Runs it."]])
         self.assertNotIn("size_", "".join(code for _, _, code in rows))
         self.assertEqual(cpp.tutorial_rows(FILES["tutorials/01_a.cpp"])[0][1:], (8, "int main() {}"))
 
@@ -103,7 +103,8 @@ class Check(unittest.TestCase):
                 self.assertEqual(len(self.problems(page=fault)), 1)
 
     def test_rejects_an_equation_that_no_source_tags_and_a_tag_without_an_equation(self):
-        self.assertEqual(self.problems(equations='<h2 id="eq-11">Eq. 11</h2><h2 id="eq-12">Eq. 12</h2>'), ["equations.html: no source refers to eq-12"])
+        self.assertEqual(self.problems(equations='<h2 id="eq-11">Eq. 11</h2><h2 id="eq-12">Eq. 12</h2>'), 
+                         ["equations.html: no source refers to eq-12", "index.html: no link to eq-12"])
         self.assertEqual(self.problems(code__core__other="<pre>// Eq. 20.</pre>"), ["code/core/other.html: Eq. 20 is not in the map"])
 
 
