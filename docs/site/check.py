@@ -184,7 +184,7 @@ class Browser:
         return self.evaluate(PROBE)
 
     def evaluate(self, expression):
-        return self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)["result"]["value"]
+        return self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)["result"].get("value")
 
     def screenshot(self, file):
         pathlib.Path(file).write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))

@@ -77,7 +77,7 @@ class Markup:
         """A fenced block of Markdown."""
         if language == "math":
             return self.math(body, True, where)
-        exists = {"text": lambda line: line in self.sources.output_lines,
+        exists = {"text": lambda line: any(line in output for output in self.sources.output.values()),
                   "cpp": lambda line: " ".join(line.split()) in self.sources.code_lines}.get(language, self.sources.command_exists)
         self.problems += [f"{where}: no source has what a block quotes:   {line.strip()}"
                           for line in body.split("\n") if line.strip() and not exists(line.strip())]
@@ -98,6 +98,9 @@ class Markup:
                 stash.append(self.math(match["display"] or match["inline"], bool(match["display"]), where))
             token = f"\ue000{len(stash) - 1}\ue001"
             return f"\n\n{token}\n\n" if match["fence"] or match["display"] else token
+
+        for path, rows in re.findall(r"^<!-- printed by (\S+) -->\n\|.*\n\|.*\n((?:\|.*\n)+)", text, re.M):
+            self.problems += [f"{where}: {path} does not print   {row}" for row in rows.splitlines() if not self.sources.printed(row, path)]
 
         def restore(text):
             return re.sub("\ue000(\\d+)\ue001", lambda match: stash[int(match[1])], text)
@@ -175,6 +178,5 @@ class Markup:
             address, _ = self.sources.resolve(text)
             code = f"<code>{escape(text)}</code>"
             return f'<a href="{address}">{code}</a>' if address else code
-        parts = re.split(r"(`[^`]+`|\b\w+_\{[^}]*\}|(?<![\w-])--[a-z][\w-]*|\[[\w., +*/-]+\](?=\W|$)|\b[A-Za-z]\w*(?:_\w+|::\w+)+(?:\(\))?|\b\w+\(\)|"
-                         r"\b\w+/[\w/]+\.(?:h|cpp)\b)", text)
+        parts = re.split(r"(`[^`]+`|\b\w+_\{[^}]*\}|(?<![\w-])--[a-z][\w-]*|\[[\w., +*/-]+\](?=\W|$)|\b[\w/]+\.(?:h|cpp|cu)\b|\b[A-Za-z]\w*(?:_\w+|::\w+)+(?:\(\))?|\b\w+\(\))", text)
         return "".join(name(part.strip("`")) if at % 2 else escape(part) for at, part in enumerate(parts))

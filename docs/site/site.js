@@ -13,12 +13,12 @@ menu.addEventListener("click", () => {
   menu.setAttribute("aria-expanded", String(document.querySelector("nav.main").classList.toggle("open")));
 });
 
-// A display that is too wide gets a little smaller; beyond that it scrolls within its box.
+// A display or a quotation that is too wide gets a little smaller; beyond that it scrolls within its box.
 function fit() {
-  for (const box of document.querySelectorAll(".math")) {
+  for (const box of document.querySelectorAll(".math, .prose pre")) {
     box.style.fontSize = "";
-    const share = box.clientWidth / box.scrollWidth;
-    if (share < 1) box.style.fontSize = Math.max(0.74, share * 0.99) + "em";
+    const share = box.clientWidth / box.scrollWidth, size = parseFloat(getComputedStyle(box).fontSize);
+    if (share < 1) box.style.fontSize = Math.max(box.matches("pre") ? 0.84 : 0.74, share * 0.99) * size + "px";
   }
 }
 document.fonts.ready.then(fit);

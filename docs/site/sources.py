@@ -56,9 +56,9 @@ class Sources:
         self.equation_ids = {equation["id"] for equation in self.equations}
         self.tutorials = sorted(name for path in self.files if (name := tutorial_name(path)))
         # What documents may quote: output that a tutorial's test demands, and lines of code.
-        self.output_lines = {line.lstrip("/ ").rstrip() for name in self.tutorials
-                             for block in re.findall(r"^// ```text\n(.*?)^// ```", self.text[f"tutorials/{name}.cpp"], re.M | re.S)
-                             for line in block.split("\n")}
+        self.output = {f"tutorials/{name}.cpp": [line.lstrip("/ ").rstrip() for block in re.findall(
+            r"^// ```text\n(.*?)^// ```", self.text[f"tutorials/{name}.cpp"], re.M | re.S) for line in block.split("\n")]
+            for name in self.tutorials}
         self.code_lines = {" ".join(line.split()) for text in self.text.values() for line in text.split("\n")}
 
     @functools.cache
@@ -128,6 +128,12 @@ class Sources:
         # A text that begins with a sign is no name, but names may stand in it.
         words = re.findall(r"[A-Za-z_]\w*" if re.match(r"\w|-\w", text) else r"[A-Za-z]\w*_\w+", re.sub(r"(?<!\w)-D", "", text))
         return None, all(self.known(word) for word in words)
+
+    def printed(self, row, path):
+        """Whether a program's output has the numbers of a table's row, one after the other on one line."""
+        def numbers(text):
+            return " ".join(re.findall(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?", text))
+        return any(f" {numbers(row)} " in f" {numbers(line)} " for line in self.output.get(path, ()))
 
     def command_exists(self, line):
         """Whether the programs, presets, targets and flags in a line of shell exist, as far as they are ours."""

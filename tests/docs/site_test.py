@@ -19,7 +19,7 @@ FILES = {
                  " private:\n  int size_;\n};\n\n}  // namespace mutilde\n",
     "core/op.cpp": '#include "core/op.h"\n\nnamespace mutilde {\n\n// Eq. 11.\nTensor double_it(const Tensor& x) {\n'
                    "  return x + x;\n}\n\nTensor Net::forward(const Tensor& x) const {\n  return double_it(x);\n}\n\n}  // namespace mutilde\n",
-    "tutorials/01_a.cpp": "// # 1. A\n//\n// Words, then $x_0$.\n//\n// ```text\n// it prints 1\n// ```\nint main() {}\n",
+    "tutorials/01_a.cpp": "// # 1. A\n//\n// Words, then $x_0$.\n//\n// ```text\n// it prints 1 and 2.50%\n// ```\nint main() {}\n",
     "scripts/run.sh": "# Runs --fast things.\nrun --fast\n",
 }
 PAGES = {
@@ -57,7 +57,7 @@ class Builder(unittest.TestCase):
 
     def test_accepts_what_exists_and_links_it(self):
         out, problems = self.html("`double_it`, `Net::forward()`, `core/op.h`, `op.cpp`, `core/`, `--fast`, `[N, C]`, [the op](../core/op.cpp), "
-                                  "eq. 11, $x_0$\n\n```text\nit prints 1\n```\n\n```cpp\n  return x + x;\n```\n\n```\nscripts/run.sh --fast\n```\n")
+                                  "eq. 11, $x_0$\n\n```text\nit prints 1 and 2.50%\n```\n\n<!-- printed by tutorials/01_a.cpp -->\n| n | share |\n|---|---|\n| 1 | 2.50% |\n\n```cpp\n  return x + x;\n```\n\n```\nscripts/run.sh --fast\n```\n")
         self.assertEqual(problems, [])
         for address in ("/code/core/op.cpp.html#L6", "/code/core/op.cpp.html#L10", "/code/core/op.h.html", "/code/index.html#core", "/equations.html#eq-11"):
             self.assertIn(f'href="{address}"', out)
@@ -67,7 +67,8 @@ class Builder(unittest.TestCase):
     def test_rejects_each_fault(self):
         for fault in ("`half_it`", "`Net::backward()`", "`core/ops.h`", "`--slow`", "[gone](../core/gone.h)", "![picture](gone.png)",
                       "$\\fraq{1}{2}$", "$$x_1_2$$", "```text\nit prints 2\n```\n", "```cpp\nreturn x * x;\n```\n",
-                      "```\nscripts/gone.sh\n```\n", "```\ncmake --build --preset release --target gone\n```\n", "```math\n\\frac{1}{2\n```\n"):
+                      "```\nscripts/gone.sh\n```\n",
+                      "<!-- printed by tutorials/01_a.cpp -->\n| n |\n|---|\n| 3 |\n", "```\ncmake --build --preset release --target gone\n```\n", "```math\n\\frac{1}{2\n```\n"):
             with self.subTest(fault):
                 self.assertEqual(len(self.html(fault)[1]), 1)
 
