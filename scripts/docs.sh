@@ -2,7 +2,7 @@
 # Builds the documentation site, build/docs: static pages that ask no other host for anything; and checks it.
 #   scripts/docs.sh                    installs what is needed, compiles the programs, builds the site
 #   scripts/docs.sh --serve [PORT]     shows it at http://127.0.0.1:8000, or PORT, afterwards
-#   scripts/docs.sh --playground DIR   with the playground, built before into DIR (default: out/playground, if it is there)
+#   scripts/docs.sh --playground DIR   with the playground, built before into DIR (else out/playground, if there)
 #   scripts/docs.sh --programs DIR     from a build of the programs, into DIR/docs; installs and compiles nothing
 # Where chromium is installed the pages are also looked at, on a telephone and a desktop, light and dark.
 set -euo pipefail

@@ -3,9 +3,9 @@
 
     build.py --build BUILD_DIR --out DIR [--playground DIR]
 
-BUILD_DIR holds the programs: `mutilde`, for its help, and the tutorials, for their pictures. The exit code is 1, with one
-line a fault, if LaTeX does not render or a page names a file, function, flag or command that does not exist, links to
-nothing, or quotes code or output that is not what the sources have.
+BUILD_DIR holds the programs: `mutilde`, for its help, and the tutorials, for their pictures. The exit code is 1, with
+one line a fault, if LaTeX does not render or a page names a file, function, flag or command that does not exist, links
+to nothing, or quotes code or output that is not what the sources have.
 """
 import argparse
 import json
@@ -19,7 +19,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 import cpp
-from markup import HERE, MATH, Markup, escape, plain
+from markup import HERE, MATH, Markup, escape, link, plain, pre
 from sources import LIBRARIES, Sources, equation_anchor, slug
 
 ROOT = HERE.parents[1]
@@ -117,14 +117,14 @@ class Site:
                 self.markup.pictures[f"/images/{picture.name}"] = picture
             rows = cpp.tutorial_rows(self.sources.text[path])
             rows[0] = ([line for line in rows[0][0] if not line.startswith("# ")], *rows[0][1:])
-            about = (f'<p class="about">Run it: <code>build/release/tutorials/{name} --out out/tutorials</code>. The page is its '
-                     f'source, <a href="/code/{path}.html">{path}</a>, and a test holds what it quotes to what it prints.</p>')
-            body = self.rows(rows, path, lambda prose: self.markup.markdown("\n".join(prose), path))
-            steps = "".join(f'<a rel="{relation}" href="/tutorials/{names[at]}.html">{label} {escape(titles[names[at]])}</a>'
-                            for at, relation, label in ((order - 1, "prev", "&larr;"), (order + 1, "next", "Next:"))
-                            if 0 <= at < len(names))
-            page = Page(f"tutorials/{name}.html", titles[name], f'{about}{body}<nav class="steps">{steps}</nav>', "rows",
-                        '<a href="/tutorials/index.html">Tutorials</a>')
+            body = (f'<p class="about">Run it: <code>build/release/tutorials/{name} --out out/tutorials</code>. The '
+                    f'page is its source, {link(f"/code/{path}.html", path)}, and a test holds what it quotes to what it '
+                    'prints.</p>')
+            body += self.rows(rows, path, lambda prose: self.markup.markdown("\n".join(prose), path))
+            steps = "".join(link(f"/tutorials/{names[at]}.html", f"{label} {escape(titles[names[at]])}")
+                            for at, label in ((order - 1, "&larr;"), (order + 1, "Next:")) if 0 <= at < len(names))
+            page = Page(f"tutorials/{name}.html", titles[name], f'{body}<nav class="steps">{steps}</nav>', "rows",
+                        link("/tutorials/index.html", "Tutorials"))
             self.add(page)
             self.find_derivations(page, order)
         self.add(Page("tutorials/index.html", "Tutorials", self.markup.document("tutorials/README.md")))
@@ -143,12 +143,12 @@ class Site:
         return folder
 
     def find_derivations(self, page, order):
-        """Which section derives an equation: one that names it in its heading, else one with mathematics that names it."""
+        """Which section derives an equation: one with it in its heading, else one with mathematics that names it."""
         pieces = re.split(r'(?=<h2 id=")', page.body)
         headings = [("", page.title, 1)] + [section for section in page.sections if section[2] == 2]
         for piece, (name, heading, _) in zip(pieces, headings):
-            prose = plain(re.sub(r'<div class="code">.*?</pre>', "", piece, flags=re.S)) if 'class="math"' in piece else ""
-            for rank, text in enumerate((plain(heading), prose)):
+            prose = re.sub(r'<div class="code">.*?</pre>', "", piece, flags=re.S) if 'class="math"' in piece else ""
+            for rank, text in enumerate((plain(heading), plain(prose))):
                 for identifier in cpp.tagged_equations(text):
                     found = (rank, order, f"/{page.url}#{name}".rstrip("#"), page.title)
                     self.derivations[identifier] = min(self.derivations.get(identifier, found), found)
@@ -161,46 +161,51 @@ class Site:
         where = f"docs/equations.toml: Eq. {identifier}"
         for function in equation["functions"]:
             name, path = function["name"], function["file"]
-            lines = [symbol.line for place, symbol in self.sources.symbols.get(name, ()) if place == path and symbol.is_definition]
-            tagged = [line for line in lines if identifier in cpp.tagged_equations(cpp.excerpt(self.sources.text[path], line)[1])]
+            definitions = [(symbol.line, *cpp.excerpt(self.sources.text[path], symbol.line)) for place, symbol
+                           in self.sources.symbols.get(name, ()) if place == path and symbol.is_definition]
+            tagged = [definition for definition in definitions if identifier in cpp.tagged_equations(definition[2])]
             if not tagged:
                 self.markup.problems.append(f"{where}: {path} does not define {name} with the tag")
                 continue
-            first, code = cpp.excerpt(self.sources.text[path], tagged[0])
-            facts["Code"] += f'<dd><a href="/code/{path}.html#L{tagged[0]}"><code>{escape(name)}</code> {path}:{tagged[0]}</a></dd>'
+            line, first, code = tagged[0]
+            name = f"<code>{escape(name)}</code> {path}:{line}"
+            facts["Code"] += f'<dd>{link(f"/code/{path}.html#L{line}", name)}</dd>'
             if not listing and code.count("\n") < 45:
                 listing = self.markup.listing(path, first, code)
         for test in equation["tests"]:
             if place := self.sources.find(test):
-                facts["Proved by"] += f'<dd><a href="{self.sources.line(place)}"><code>{test}</code></a></dd>'
+                facts["Proved by"] += f'<dd>{link(self.sources.line(place), f"<code>{test}</code>")}</dd>'
             else:
                 self.markup.problems.append(f"{where}: there is no test {test}")
         if identifier in self.derivations:
             _, _, address, title = self.derivations[identifier]
-            facts["Derived in"] += f'<dd><a href="{address}">tutorial {escape(title)}</a></dd>'
+            facts["Derived in"] += f'<dd>{link(address, f"tutorial {escape(title)}")}</dd>'
         anchor = equation_anchor(identifier)
         title = self.markup.inline(re.sub(r"\b\w_\w\b", r"$\g<0>$", equation["title"]), where)
+        facts = "".join(f"<dt>{label}</dt>{values}" for label, values in facts.items())
         return (f'<section class="row equation short-code"><div class="prose"><h{level} id="{anchor}">'
                 f'<span class="number">Eq. {identifier}</span> {title}</h{level}>'
-                f'{self.markup.math(equation["latex"], True, where)}{self.markup.markdown(equation.get("note", ""), where)}'
-                f'<dl>{"".join(f"<dt>{label}</dt>{values}" for label, values in facts.items())}</dl></div>{listing}</section>')
+                + self.markup.math(equation["latex"], True, where)
+                + self.markup.markdown(equation.get("note", ""), where)
+                + f'<dl>{facts}</dl></div>{listing}</section>')
 
     def chips(self):
-        return '<nav class="chips" aria-label="Equations">' + "".join(
-            f'<a href="{self.sources.equation(equation["id"])}" title="{escape(equation["title"])}">{equation["id"]}</a>'
-            for equation in self.sources.equations) + "</nav>"
+        identifiers = [equation["id"] for equation in self.sources.equations]
+        chips = "".join(link(self.sources.equation(identifier), identifier) for identifier in identifiers)
+        return f'<nav class="chips" aria-label="Equations">{chips}</nav>'
 
     def equation_map(self):
         intro = re.search(r"^# .*\n((?:.|\n)*?)Search the code", self.sources.text["docs/equations.md"], re.M)[1]
+        intro = self.markup.markdown(intro, "docs/equations.md") + (
+            "<p>Each stands beside the code that implements it. In the sources, each tag such as <code>Eq. 11</code> "
+            "leads back here.</p>")
         rows = "".join(self.equation_row(equation) for equation in self.sources.equations)
         self.add(Page("equations.html", "The equations, and where they live",
-                      f'<div class="lead">{self.markup.markdown(intro, "docs/equations.md")}<p>Each stands beside the code that '
-                      f'implements it. In the sources, each tag such as <code>Eq. 11</code> leads back here.</p></div>'
-                      f'{self.chips()}{rows}', "rows"))
+                      f'<div class="lead">{intro}</div>{self.chips()}{rows}', "rows"))
         for equation in self.sources.equations:
             names = " ".join(function["name"] for function in equation["functions"])
-            self.index(f"Eq. {equation['id']}: {equation['title']}", f"equations.html#{equation_anchor(equation['id'])}", "equation",
-                       f"{names} {equation.get('note', '')}")
+            self.index(f"Eq. {equation['id']}: {equation['title']}", self.sources.equation(equation["id"])[1:],
+                       "equation", f"{names} {equation.get('note', '')}")
 
     # The reference.
 
@@ -216,10 +221,10 @@ class Site:
         def words(text):
             return self.markup.link_equations(self.markup.names(" ".join(text.split())))
         top = help_of()
-        body = f'<pre tabindex="0">{escape(top)}</pre>'
+        body = pre(escape(top))
         for command in re.findall(r"^  (\w+)  ", top.split("Commands:")[1].split("\n\n")[0], re.M):
             intro, usage, *blocks = help_of(command).split("\n\n")
-            body += f'<h2 id="{command}">mutilde {command}</h2><p>{words(intro)}</p><pre tabindex="0">{escape(usage)}</pre>'
+            body += f'<h2 id="{command}">mutilde {command}</h2><p>{words(intro)}</p>{pre(escape(usage))}'
             for block in blocks:
                 title, _, lines = block.partition(":\n")
                 if not lines:
@@ -227,13 +232,14 @@ class Site:
                     continue
                 body += f'<h3 id="{command}-{slug(title)}">{title}</h3>'
                 if title == "Examples":
-                    body += f'<pre tabindex="0">{escape(lines)}</pre>'
+                    body += pre(escape(lines))
                     continue
                 body += '<dl class="flags">'
                 for left, right in re.findall(r"^  (\S+(?: \S+)*)((?:.*)(?:\n {10,}.*)*)", lines, re.M):
                     names = re.findall(r"--[\w-]+", left)
                     anchor = f"{command}-{slug(names[0] if names else left)}"
-                    body += f'<dt id="{anchor}"><a href="#{anchor}"><code>{escape(left)}</code></a></dt><dd>{words(right)}</dd>'
+                    flag = link(f"#{anchor}", f"<code>{escape(left)}</code>")
+                    body += f'<dt id="{anchor}">{flag}</dt><dd>{words(right)}</dd>'
                     for name in names:
                         self.sources.flags.setdefault(name, f"/commands.html#{anchor}")
                         self.index(left, f"commands.html#{anchor}", f"mutilde {command}", " ".join(right.split()))
@@ -242,8 +248,8 @@ class Site:
 
     def library(self):
         """A page for each public header."""
-        body = ("<p>What each header declares: shapes, errors, and where the definition is. A name in any code on this site "
-                "leads to its definition.</p>")
+        body = ("<p>What each header declares: shapes, errors, and where the definition is. A name in any code on this "
+                "site leads to its definition.</p>")
         for library, folders in LIBRARIES.items():
             entries = []
             for path, text in self.sources.text.items():
@@ -272,16 +278,18 @@ class Site:
                     used.add(anchor)
                 place = self.sources.find(symbol.name)
                 if place and place[0] != path and not symbol.is_definition:
-                    places += f'<a href="{self.sources.line(place)}">{escape(symbol.name)}: {place[0]}:{place[1].line}</a>'
+                    places += link(self.sources.line(place), f"{escape(symbol.name)}: {place[0]}:{place[1].line}")
             return anchors, f'<p class="places">{places}</p>' if places else ""
         used = set()
         rows = cpp.header_rows(text)
         if rows and rows[0][0][:len(intro)] == intro:
             rows[0] = (rows[0][0][len(intro):], *rows[0][1:])
         rows = [row for row in rows if row[2] or any(row[0])]
-        about = f'<div class="lead">{self.markup.comment(intro)}<pre tabindex="0">#include "{path}"</pre></div>'
-        return Page(f"library/{path}.html", path, about + self.rows(rows, path, self.markup.comment, names_in), "rows reference",
-                    f'<a href="/library/index.html">Library</a> <a href="/code/{path}.html">Source</a>')
+        include = pre(f'#include "{path}"')
+        body = f'<div class="lead">{self.markup.comment(intro)}{include}</div>'
+        body += self.rows(rows, path, self.markup.comment, names_in)
+        return Page(f"library/{path}.html", path, body, "rows reference",
+                    link("/library/index.html", "Library") + link(f"/code/{path}.html", "Source"))
 
     def code_pages(self):
         listing = defaultdict(list)
@@ -290,29 +298,32 @@ class Site:
             summary = re.match(r"(?:#!.*\n)?(?://+|#|\"\"\") ?(.*)", text)
             summary = summary[1] if summary and not path.endswith(".md") else ""
             listing[folder].append((f"/code/{path}.html", os.path.basename(path), escape(summary)))
-            lines = enumerate(self.markup.highlight(text, path), 1)
-            body = "".join(f'<span class="line" id="L{n}"><a href="#L{n}" aria-label="Line {n}"></a>{line}\n</span>' for n, line in lines)
-            above = f'<a href="/code/index.html#{slug(folder) or "root"}">Sources</a>'
+            body = "".join(f'<span class="line" id="L{n}"><a href="#L{n}" aria-label="Line {n}"></a>{line}\n</span>'
+                           for n, line in enumerate(self.markup.highlight(text, path), 1))
+            above = link(f'/code/index.html#{slug(folder) or "root"}', "Sources")
             if f"library/{path}.html" in self.pages:
-                above += f' <a href="/library/{path}.html">Reference</a>'
+                above += link(f"/library/{path}.html", "Reference")
             elif not (address := self.sources.address(path)).startswith("/code/"):
-                above += f' <a href="{address}">As a page</a>'
+                above += link(address, "As a page")
             if path.endswith(cpp.SUFFIXES):
-                above += "".join(f' <a class="eq" href="{self.sources.equation(identifier)}">Eq. {identifier}</a>' for identifier
-                                 in sorted(cpp.tagged_equations(text) & self.sources.equation_ids, key=lambda i: (len(i), i)))
+                tagged = cpp.tagged_equations(text)
+                above += "".join(link(self.sources.equation(equation["id"]), f"Eq. {equation['id']}")
+                                 for equation in self.sources.equations if equation["id"] in tagged)
             self.add(Page(f"code/{path}.html", path, f'<pre class="source" tabindex="0">{body}</pre>', "code", above))
             self.index(path, f"code/{path}.html", "source", summary)
         self.add(Page("code/index.html", "Sources", "".join(
-            f'<h2 id="{slug(folder) or "root"}">{folder}</h2>{files_list(sorted(entries))}' for folder, entries in sorted(listing.items()))))
+            f'<h2 id="{slug(folder) or "root"}">{folder}</h2>{files_list(sorted(entries))}'
+            for folder, entries in sorted(listing.items()))))
 
     def index_names(self):
         """Definitions and tests for the search, and the glossary's terms."""
         for name, places in self.sources.symbols.items():
             for path, symbol in places:
-                if symbol.kind == "test" or symbol.kind == "function" and symbol.is_definition and not path.endswith(".h"):
-                    kind = "test" if symbol.kind == "test" or path.startswith("tests/") else "definition"
+                if symbol.kind in ("test", "function") and symbol.is_definition and not path.endswith(".h"):
+                    kind = "test" if path.startswith("tests/") else "definition"
                     self.index(name, f"code/{path}.html#L{symbol.line}", kind, path)
-        for code, meaning in re.findall(r"^\|[^|]*\| (`[^|]*) \| (.*) \|$", self.sources.text["docs/glossary.md"], re.M):
+        glossary = self.sources.text["docs/glossary.md"]
+        for code, meaning in re.findall(r"^\|[^|]*\| (`[^|]*) \| (.*) \|$", glossary, re.M):
             self.index(code.replace("`", ""), "glossary.html", "symbol", meaning.replace("`", ""))
 
     def home(self):
@@ -330,23 +341,27 @@ class Site:
     # Output.
 
     def document(self, page, template, formulas):
-        def link(url, label):
+        def entry(url, label):
             folder = os.path.dirname(url)
-            here = ' aria-current="page"' if page.url == url else ' class="current"' * bool(folder and page.url.startswith(folder + "/"))
+            here = ' class="current"' if folder and page.url.startswith(folder + "/") else ""
+            here = ' aria-current="page"' if page.url == url else here
             return f'<a href="/{url}"{here}>{label}</a>'
         navigation = NAVIGATION + [("playground/index.html", "Playground")] * bool(self.playground)
-        more = [(url, other.title) for url, other in self.pages.items()
+        more = [(url, escape(other.title)) for url, other in self.pages.items()
                 if "/" not in url and url != "index.html" and url not in dict(navigation)]
-        chapters = [section for section in page.sections if section[2] == 2] if page.layout == "text" else []
-        toc = "".join(f'<a href="#{name}">{re.sub("</?a[^>]*>", "", text)}</a>' for name, text, _ in chapters) if len(chapters) > 2 else ""
+        heading, toc = f'<p class="above">{page.above}</p><h1>{escape(page.title)}</h1>', ""
+        chapters = [section for section in page.sections if section[2] == 2]
+        if page.layout == "text" and len(chapters) > 2:
+            toc = "".join(link(f"#{name}", re.sub("</?a[^>]*>", "", text)) for name, text, _ in chapters)
         document = template.format(
             title=escape(page.title) + " · mutilde" * (page.url != "index.html"), body=page.body,
-            layout=page.layout + " has-toc" * bool(toc), toc=f'<nav class="toc" aria-label="On this page">{toc}</nav>' if toc else "",
-            heading="" if page.layout == "home" else
-            f'<header class="title"><p class="above">{page.above}</p><h1>{escape(page.title)}</h1></header>',
-            navigation="".join(link(*entry) for entry in navigation), more="".join(link(url, escape(title)) for url, title in more))
+            layout=page.layout + " has-toc" * bool(toc),
+            heading=f'<header class="title">{heading}</header>' if page.layout != "home" else "",
+            toc=f'<nav class="toc" aria-label="On this page">{toc}</nav>' if toc else "",
+            navigation="".join(entry(*item) for item in navigation), more="".join(entry(*item) for item in more))
         document = MATH.sub(lambda match: formulas[int(match[1])], document)
-        return re.sub(r'(<(?:a|link|script|img|html)\b[^<>]*?(?:href|src|data-root)=")/', rf'\g<1>{"../" * page.url.count("/")}', document)
+        up = "../" * page.url.count("/")
+        return re.sub(r'(<(?:a|link|script|img|html)\b[^<>]*?(?:href|src|data-root)=")/', rf"\g<1>{up}", document)
 
     def write(self, out):
         out = pathlib.Path(out)
@@ -361,7 +376,8 @@ class Site:
         for address, path in self.markup.pictures.items():
             shutil.copyfile(path, out / address[1:])
         # KaTeX offers each font three times; the first is enough.
-        style = re.sub(r"(url\(fonts/KaTeX[^)]*\.woff2\) format\(.woff2.\)),[^;}]*", r"\1", KATEX.read_text(encoding="utf-8"))
+        style = KATEX.read_text(encoding="utf-8")
+        style = re.sub(r"(url\(fonts/KaTeX[^)]*\.woff2\) format\(.woff2.\)),[^;}]*", r"\1", style)
         style += (HERE / "style.css").read_text(encoding="utf-8")
         for name in re.findall(r"url\(fonts/([\w.-]+)\)", style):
             shutil.copyfile(pathlib.Path(FONTS[re.match("[A-Za-z]+", name)[0]]) / name, fonts / name)

@@ -1,7 +1,8 @@
 #!/usr/bin/python3
-"""Checks the site that build.py wrote: links, leftover LaTeX, requests to other hosts, equations tagged in the sources but
-not in the map or the other way round; and where Chromium is installed, that no page is wider than a telephone or a desktop
-window, mathematics shows, text has contrast, light and dark, and the search leads from a function to its equation.
+"""Checks the site that build.py wrote: links, leftover LaTeX, requests to other hosts, equations tagged in the sources
+but not in the map or the other way round; and where Chromium is installed, that no page is wider than a telephone or a
+desktop window, mathematics shows, text has contrast, light and dark, and the search leads from a function to its
+equation.
 
     check.py SITE [--screenshots DIR]
 """
@@ -24,43 +25,7 @@ EXTERNAL = re.compile(r"(?:https?:)?//")
 # The folders in which a tag without an equation is a mistake (elsewhere it may be another paper's).
 TAGGED = re.compile(r"code/(core|cuda|nn|diffusion)/")
 WIDTHS = (390, 1440)
-# Runs in a page. Returns one line a fault.
-PROBE = r"""
-(async () => {
-  await document.fonts.ready;
-  await new Promise((done) => setTimeout(done, 60));
-  const faults = [], width = innerWidth;
-  const name = (e) => e.tagName.toLowerCase() + (e.className && e.className.split ? "." + e.className.split(" ")[0] : "") + ' "' + e.textContent.trim().slice(0, 30) + '"';
-  if (document.documentElement.scrollWidth > width) {
-    const wide = [...document.querySelectorAll("body *")].filter((e) => e.getBoundingClientRect().right > width + 1 && !e.closest("pre, .math, .table, .skip"));
-    faults.push("is " + document.documentElement.scrollWidth + " px wide: " + wide.slice(0, 3).map(name).join(", "));
-  }
-  const formulas = [...document.querySelectorAll(".katex-html")];
-  for (const e of formulas) {
-    const box = e.getBoundingClientRect();
-    if (box.width < 3 || box.height < 3) faults.push("a formula does not show: " + e.parentElement.textContent.slice(0, 40));
-  }
-  if (formulas.length && !document.fonts.check("16px KaTeX_Main")) faults.push("KaTeX's fonts are not loaded");
-  if (width > 1000) for (const e of document.querySelectorAll(".math")) {
-    if (e.scrollWidth > e.clientWidth + 1) faults.push("a formula is wider than its column: " + e.textContent.slice(0, 40));
-  }
-  for (const e of document.images) if (!e.naturalWidth && e.getAttribute("src")) faults.push("a picture does not load: " + e.src);
-  const rgb = (text) => text.match(/[\d.]+/g).map(Number);
-  const luminance = ([r, g, b]) => [r, g, b].map((c) => c / 255).map((c) => c <= .03928 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
-    .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0);
-  const ground = (e) => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]; };
-  const seen = new Set();
-  for (const e of document.querySelectorAll("body *")) {
-    if (![...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()) || !e.getClientRects().length || e.closest(".skip, .katex-mathml")) continue;
-    const [ink, paper] = [rgb(getComputedStyle(e).color), ground(e)], key = ink + "/" + paper;
-    if (seen.has(key)) continue;
-    seen.add(key);
-    const [low, high] = [luminance(ink), luminance(paper)].sort((a, b) => a - b), contrast = (high + .05) / (low + .05);
-    if (contrast < 4.5) faults.push("contrast " + contrast.toFixed(1) + " of " + name(e));
-  }
-  return faults;
-})()
-"""
+PROBE = (pathlib.Path(__file__).parent / "probe.js").read_text("utf-8")
 
 
 class Reader(html.parser.HTMLParser):
@@ -117,7 +82,8 @@ def check_files(site):
                 referred.add(anchor)
         problems += [f"{url}: raw LaTeX: {found[0]}" for text in page.text if (found := RAW_LATEX.search(text))]
         if TAGGED.match(url):
-            problems += [f"{url}: {found[0]} is not in the map" for text in page.unlinked if (found := re.search(r"\bEq\. (?:DDIM )?\d+", text))]
+            problems += [f"{url}: {found[0]} is not in the map"
+                         for text in page.unlinked if (found := re.search(r"\bEq\. (?:DDIM )?\d+", text))]
     if "equations.html" not in pages:
         return problems + ["there is no equations.html"]
     mapped = {name for name in pages["equations.html"].ids if name.startswith("eq-")}
@@ -125,7 +91,8 @@ def check_files(site):
     home = pages["index.html"].links if "index.html" in pages else []
     problems += [f"index.html: no link to {name}" for name in sorted(mapped) if f"equations.html#{name}" not in home]
     for sheet in site.glob("assets/*.css"):
-        problems += [f"{sheet.name}: loads {url}" for url in re.findall(r"url\(((?:https?:)?//[^)]*)\)", sheet.read_text("utf-8"))]
+        urls = re.findall(r"url\(((?:https?:)?//[^)]*)\)", sheet.read_text("utf-8"))
+        problems += [f"{sheet.name}: loads {url} from another host" for url in urls]
     return problems
 
 
@@ -135,9 +102,9 @@ class Browser:
     def __init__(self, program):
         self.profile = tempfile.TemporaryDirectory()
         (read_end, self.to), (self.from_, write_end) = os.pipe(), os.pipe()
-        self.process = subprocess.Popen(
-            ["bash", "-c", f'exec "$@" 3<&{read_end} 4>&{write_end}', "bash", program, "--headless=new", "--no-sandbox", "--disable-gpu",
-             "--no-first-run", "--allow-file-access-from-files", f"--user-data-dir={self.profile.name}", "--remote-debugging-pipe", "about:blank"],
+        self.process = subprocess.Popen(  # it reads from descriptor 3 and writes to 4
+            ["bash", "-c", f'exec "$@" 3<&{read_end} 4>&{write_end}', "bash", program, "--headless=new", "--no-sandbox",
+             "--disable-gpu", "--no-first-run", f"--user-data-dir={self.profile.name}", "--remote-debugging-pipe"],
             pass_fds=(read_end, write_end), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         os.close(read_end)
         os.close(write_end)
@@ -184,7 +151,8 @@ class Browser:
         return self.evaluate(PROBE)
 
     def evaluate(self, expression):
-        return self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)["result"].get("value")
+        answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        return answer["result"].get("value")
 
     def screenshot(self, file):
         pathlib.Path(file).write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
@@ -198,11 +166,13 @@ class Browser:
 def check_search(browser, site):
     """Whether who searches for a function of the equation map finds its equation."""
     browser.show(site / "index.html")
-    for section in re.findall(r'<section class="row equation.*?</section>', (site / "equations.html").read_text("utf-8"), re.S):
+    map_page = (site / "equations.html").read_text("utf-8")
+    for section in re.findall(r'<section class="row equation.*?</section>', map_page, re.S):
         anchor = re.search(r'id="([^"]+)"', section)[1]
         for name in re.findall(r'<dd><a href="code/(?!tests)[^"]+"><code>([^<]+)</code>', section):
-            found = browser.evaluate(f"(async () => {{ input.value = {json.dumps(name)}; await search(); "
-                                     "return [...results.querySelectorAll('a')].map((link) => link.getAttribute('href')); })()")
+            found = browser.evaluate(
+                f"(async () => {{ input.value = {json.dumps(name)}; await search(); "
+                "return [...results.querySelectorAll('a')].map((link) => link.getAttribute('href')); })()")
             if f"equations.html#{anchor}" not in found:
                 yield f"a search for {name} does not find equations.html#{anchor}"
 
@@ -210,9 +180,11 @@ def check_search(browser, site):
 def check_in_browser(site, screenshots=None):
     """One line for each fault that shows in Chromium. Of the sources' pages, which are all made alike, the widest."""
     site = pathlib.Path(site)
-    pages = [path for path in sorted(site.rglob("*.html")) if path.relative_to(site).parts[0] not in ("code", "playground")]
-    pages += sorted(site.glob("code/**/*.html"), key=lambda path: -max(map(len, path.read_text("utf-8").split("\n"))))[:2]
-    pages += [path for path in (site / "code/index.html", site / "code/diffusion/posterior.cpp.html") if path.is_file()]
+    def widest_line(path):
+        return max(map(len, path.read_text("utf-8").split("\n")))
+    pages = [path for path in sorted(site.rglob("*.html"))
+             if path.relative_to(site).parts[0] not in ("code", "playground")]
+    pages += [site / "code/index.html", *sorted(site.glob("code/**/*.h.html"), key=widest_line)[-3:]]
     browser, problems = Browser(shutil.which("chromium")), []
     for path in pages:
         url = path.relative_to(site).as_posix()
@@ -224,7 +196,8 @@ def check_in_browser(site, screenshots=None):
                     pathlib.Path(screenshots).mkdir(parents=True, exist_ok=True)
                     browser.screenshot(f"{screenshots}/{url.replace('/', '_')}-{width}-{scheme}.png")
     problems += check_search(browser, site)
-    problems += [f"a page asks for {url}" for url in set(browser.requests) if not url.startswith(("file:", "data:", "about:"))]
+    problems += [f"a page asks for {url}" for url in set(browser.requests)
+                 if not url.startswith(("file:", "data:", "about:"))]
     browser.close()
     print(f"docs: {len(pages)} pages seen in Chromium at {' and '.join(map(str, WIDTHS))} pixels, light and dark")
     return problems

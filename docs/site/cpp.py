@@ -1,4 +1,4 @@
-"""Reads C++ formatted as ours without a compiler: what a file defines and where, its prose beside its code, its colours."""
+"""Reads C++ formatted as ours, without a compiler: what a file defines and where, its prose, its code, its colours."""
 import functools
 import html
 import re
@@ -27,7 +27,8 @@ def blank(text):
     """The text with comments and the inside of strings replaced by spaces; positions stay."""
     def spaces(match):
         return re.sub(r"[^\n]", " ", match[0])
-    return re.sub(r'//[^\n]*|/\*.*?\*/|R"\((?:.|\n)*?\)"|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])\'', spaces, text, flags=re.S)
+    comments, strings, characters = r"//[^\n]*|/\*.*?\*/", r'R"\(.*?\)"|"(?:\\.|[^"\\\n])*"', r"'(?:\\.|[^'\\\n])'"
+    return re.sub(f"{comments}|{strings}|{characters}", spaces, text, flags=re.S)
 
 
 def statement(text, start):
@@ -65,7 +66,7 @@ def symbols(text):
         test = re.match(r"TEST(?:_F|_P)?\((\w+),\s*(\w+)\)", words)
         kind = re.match(r"(?:class|struct|union|enum class|enum)\s+(\w+)", words)
         alias = re.match(r"using\s+(\w+)\s*=", words)
-        before_parenthesis = re.match(r"([^=]*?)((?:\w+::)*(?:operator\s*[^\s\w(]+|operator\(\)|~?\w+))\s*\(", words, re.S)
+        function = re.match(r"[^=]*?((?:\w+::)*(?:operator\s*[^\s\w(]+|operator\(\)|~?\w+))\s*\(", words, re.S)
         if test:
             found.append(Symbol(f"{test[1]}.{test[2]}", number, "test", True))
         elif kind and end == "{":
@@ -76,9 +77,9 @@ def symbols(text):
             found.append(Symbol(prefix + alias[1], number, "type", True))
         elif kind:
             continue
-        elif before_parenthesis:
-            number += code[start:start + text_of.index(before_parenthesis[2] + "(")].count("\n") if before_parenthesis[2] + "(" in text_of else 0
-            found.append(Symbol(prefix + before_parenthesis[2], number, "function", end == "{" or "= default" in words))
+        elif function:
+            number += text_of[:max(text_of.find(function[1] + "("), 0)].count("\n")  # its return type may stand above
+            found.append(Symbol(prefix + function[1], number, "function", end == "{" or "= default" in words))
         elif (value := re.match(r"[^=]*?(\w+)\s*(?:=|\[|$)", words, re.S)) and " " in words:
             found.append(Symbol(prefix + value[1], number, "value", True))
     return found
@@ -129,7 +130,9 @@ def highlight(text, suffix, link=lambda name, is_call: None, equation=lambda id:
                 lines.append("")
             if not piece:
                 continue
-            piece = link_equations(html.escape(piece, quote=False), equation) if kind in Comment else html.escape(piece, quote=False)
+            piece = html.escape(piece, quote=False)
+            if kind in Comment:
+                piece = link_equations(piece, equation)
             if address:
                 piece = f'<a href="{address}">{piece}</a>'
             lines[-1] += f'<span class="{colour}">{piece}</span>' if colour else piece

@@ -1,5 +1,5 @@
-"""From Markdown, comments and code to HTML: mathematics is kept for KaTeX, names become links, and what is quoted is compared
-with the sources."""
+"""From Markdown, comments and code to HTML: mathematics is kept for KaTeX, names become links, and what is quoted is
+compared with the sources."""
 import html
 import json
 import os
@@ -14,11 +14,30 @@ import cpp
 from sources import LIBRARY_FOLDERS
 
 MATH = re.compile("\ue002(\\d+)\ue003")
+# What Markdown must not see: blocks, code and mathematics.
+NOT_MARKDOWN = re.compile(
+    r"(?P<fence>^```)(?P<language>\w*)\n(?P<body>.*?)^```$"
+    r"|(?P<ticks>`+)(?!`)(?P<code>.+?)(?<!`)(?P=ticks)(?!`)"
+    r"|\$\$(?P<display>.+?)\$\$"
+    r"|\$(?=\S)(?P<inline>(?:[^$\n]|\n(?!\n))+?)(?<=\S)\$", re.M | re.S)
+# What stands out in a comment: `code`, x_{t-1}, --flag, [N, C], file.h, snake_case or Class::name, and call().
+NAMES = re.compile(
+    r"(`[^`]+`|\b\w+_\{[^}]*\}|(?<![\w-])--[a-z][\w-]*|\[[\w., +*/-]+\](?=\W|$)|\b[\w/]+\.(?:h|cpp|cu)\b"
+    r"|\b[A-Za-z]\w*(?:_\w+|::\w+)+(?:\(\))?|\b\w+\(\))")
+PRINTED_TABLE = re.compile(r"^<!-- printed by (\S+) -->\n\|.*\n\|.*\n((?:\|.*\n)+)", re.M)
 HERE = pathlib.Path(__file__).resolve().parent
 
 
 def escape(text):
     return html.escape(text, quote=False)
+
+
+def link(address, content):
+    return f'<a href="{address}">{content}</a>'
+
+
+def pre(content):
+    return f'<pre tabindex="0">{content}</pre>'
 
 
 def plain(markup):
@@ -41,8 +60,9 @@ class Markup:
 
     def render_math(self):
         """The HTML of every formula, in order."""
-        run = subprocess.run(["node", HERE / "katex_batch.js"], input=json.dumps([formula[:2] for formula in self.formulas]), text=True,
-                             capture_output=True, env={**os.environ, "NODE_PATH": "/usr/share/nodejs"}, check=False)
+        formulas = json.dumps([(tex, display) for tex, display, _ in self.formulas])
+        run = subprocess.run(["node", HERE / "katex_batch.js"], input=formulas, text=True, capture_output=True,
+                             check=False, env={**os.environ, "NODE_PATH": "/usr/share/nodejs"})
         if run.returncode != 0:
             sys.exit(f"docs: katex does not run\n{run.stderr}")
         rendered = json.loads(run.stdout)
@@ -54,40 +74,43 @@ class Markup:
     # Code.
 
     def highlight(self, text, path):
-        """Code of a file, line by line; a call or a type leads to its definition, if that is in the library or the same file."""
-        def link(name, is_call):
+        """Code of a file, line by line; a call or a type leads to its definition in the library or in the same file."""
+        def definition(name, is_call):
             place = self.sources.find(name) if is_call or name[:1].isupper() else None
-            is_ours = place and place[1].kind in ("function", "type") and place[0].startswith((path, "tutorials/tutorial.", *LIBRARY_FOLDERS))
-            return self.sources.line(place) if is_ours else None
-        return cpp.highlight(text, pathlib.Path(path).suffix, link, self.sources.equation)
+            near = (path, "tutorials/tutorial.", *LIBRARY_FOLDERS)
+            if place and place[1].kind in ("function", "type") and place[0].startswith(near):
+                return self.sources.line(place)
+            return None
+        return cpp.highlight(text, pathlib.Path(path).suffix, definition, self.sources.equation)
 
     def listing(self, path, first, code, below=""):
         """Code of a file as a block with a link to where it stands."""
+        lines = "\n".join(self.highlight(code, path))
         return (f'<div class="code"><a class="where" href="/code/{path}.html#L{first}">{path}:{first}</a>'
-                f'<pre tabindex="0">{chr(10).join(self.highlight(code, path))}</pre>{below}</div>')
+                f'{pre(lines)}{below}</div>')
 
     def code(self, text, where):
         address, exists = self.sources.resolve(text, where)
         if not exists:
             self.problems.append(f"{where}: `{text}` names nothing that exists")
         code = f"<code>{escape(text)}</code>"
-        return f'<a href="{address}">{code}</a>' if address else code
+        return link(address, code) if address else code
 
     def block(self, language, body, where):
         """A fenced block of Markdown."""
         if language == "math":
             return self.math(body, True, where)
         exists = {"text": lambda line: any(line in output for output in self.sources.output.values()),
-                  "cpp": lambda line: " ".join(line.split()) in self.sources.code_lines}.get(language, self.sources.command_exists)
+                  "cpp": lambda line: " ".join(line.split()) in self.sources.code_lines}
+        exists = exists.get(language, self.sources.command_exists)
         self.problems += [f"{where}: no source has what a block quotes:   {line.strip()}"
                           for line in body.split("\n") if line.strip() and not exists(line.strip())]
-        lines = self.highlight(body.rstrip(), f"block.{language}")
-        return f'<pre tabindex="0">{chr(10).join(lines)}</pre>'
+        return pre("\n".join(self.highlight(body.rstrip(), f"block.{language}")))
 
     # Prose.
 
     def markdown(self, text, where):
-        stash = []  # what Markdown must not see: blocks, code and mathematics
+        stash = []
 
         def keep(match):
             if match["fence"]:
@@ -99,8 +122,9 @@ class Markup:
             token = f"\ue000{len(stash) - 1}\ue001"
             return f"\n\n{token}\n\n" if match["fence"] or match["display"] else token
 
-        for path, rows in re.findall(r"^<!-- printed by (\S+) -->\n\|.*\n\|.*\n((?:\|.*\n)+)", text, re.M):
-            self.problems += [f"{where}: {path} does not print   {row}" for row in rows.splitlines() if not self.sources.printed(row, path)]
+        for path, rows in re.findall(PRINTED_TABLE, text):
+            self.problems += [f"{where}: {path} does not print   {row}"
+                              for row in rows.splitlines() if not self.sources.printed(row, path)]
 
         def restore(text):
             return re.sub("\ue000(\\d+)\ue001", lambda match: stash[int(match[1])], text)
@@ -108,9 +132,7 @@ class Markup:
         def restore_link(match):  # code within a link is no link itself
             return match[1] + re.sub("</?a[^>]*>", "", restore(match[2])) + "</a>"
 
-        text = re.sub(r"(?P<fence>^```)(?P<language>\w*)\n(?P<body>.*?)^```$|(?P<ticks>`+)(?!`)(?P<code>.+?)(?<!`)(?P=ticks)(?!`)"
-                      r"|\$\$(?P<display>.+?)\$\$|\$(?=\S)(?P<inline>(?:[^$\n]|\n(?!\n))+?)(?<=\S)\$", keep, text, flags=re.M | re.S)
-        out = markdown.markdown(text, extensions=["tables", "sane_lists", "smarty"])
+        out = markdown.markdown(NOT_MARKDOWN.sub(keep, text), extensions=["tables", "sane_lists", "smarty"])
         out = re.sub(r'(href|src)="([^"]+)"', lambda m: f'{m[1]}="{self.target(m[2], where)}"', out)
         out = re.sub(r"<p>(\ue000\d+\ue001)</p>", r"\1", out)
         out = restore(re.sub(r"(<a [^>]*>)(.*?)</a>", restore_link, out, flags=re.S))
@@ -127,8 +149,9 @@ class Markup:
     def link_equations(self, markup):
         """Links `eq. 11` in running text: not in code, links, headings or strong words."""
         parts = re.split(r"(<(a|code|pre|strong|h\d)\b.*?</\2>|<[^>]*>)", markup, flags=re.S)
-        return "".join(cpp.link_equations(part, self.sources.equation) if at % 3 == 0 else part or "" if at % 3 == 1 else ""
-                       for at, part in enumerate(parts))
+        # Of each three parts the first is text, the second what stands between, the third the second's tag.
+        return "".join(cpp.link_equations(part, self.sources.equation) if at % 3 == 0 else part
+                       for at, part in enumerate(parts) if at % 3 != 2)
 
     def target(self, link, where):
         """The address of what a link names, relative to its file."""
@@ -164,19 +187,19 @@ class Markup:
         out = ""
         for kind, content in blocks:
             if kind == "pre":
-                out += f'<pre tabindex="0">{escape(chr(10).join(content))}</pre>'
+                out += pre(escape("\n".join(content)))
             elif kind:
                 out += f"<{kind}>{self.names(' '.join(content))}</{kind}>"
         out = re.sub(r"((?:<li>.*?</li>)+)", r"<ul>\1</ul>", out, flags=re.S)
         return self.link_equations(out)
 
     def names(self, text):
-        """A comment's words. Those that are names, flags or shapes become code, with a link where it is known; x_{t-1} is set."""
+        """A comment's words. Names, flags and shapes become code, and links if they are known; x_{t-1} is set."""
         def name(text):
             if "_{" in text:
                 return self.math(text, False, "a comment")
             address, _ = self.sources.resolve(text)
             code = f"<code>{escape(text)}</code>"
-            return f'<a href="{address}">{code}</a>' if address else code
-        parts = re.split(r"(`[^`]+`|\b\w+_\{[^}]*\}|(?<![\w-])--[a-z][\w-]*|\[[\w., +*/-]+\](?=\W|$)|\b[\w/]+\.(?:h|cpp|cu)\b|\b[A-Za-z]\w*(?:_\w+|::\w+)+(?:\(\))?|\b\w+\(\))", text)
+            return link(address, code) if address else code
+        parts = NAMES.split(text)
         return "".join(name(part.strip("`")) if at % 2 else escape(part) for at, part in enumerate(parts))

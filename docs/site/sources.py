@@ -1,4 +1,4 @@
-"""What is in the repository: its files, the symbols of its C++, the words of its code, and where the site shows each."""
+"""What is in the repository: its files, the symbols of its C++, the words of its code; and where the site shows it."""
 import functools
 import pathlib
 import re
@@ -56,21 +56,24 @@ class Sources:
         self.equation_ids = {equation["id"] for equation in self.equations}
         self.tutorials = sorted(name for path in self.files if (name := tutorial_name(path)))
         # What documents may quote: output that a tutorial's test demands, and lines of code.
-        self.output = {f"tutorials/{name}.cpp": [line.lstrip("/ ").rstrip() for block in re.findall(
-            r"^// ```text\n(.*?)^// ```", self.text[f"tutorials/{name}.cpp"], re.M | re.S) for line in block.split("\n")]
-            for name in self.tutorials}
+        self.output = {}
+        for path in (f"tutorials/{name}.cpp" for name in self.tutorials):
+            blocks = re.findall(r"^// ```text\n(.*?)^// ```", self.text[path], re.M | re.S)
+            self.output[path] = [line.lstrip("/ ").rstrip() for block in blocks for line in block.split("\n")]
         self.code_lines = {" ".join(line.split()) for text in self.text.values() for line in text.split("\n")}
 
     @functools.cache
     def find(self, name):
-        """(file, symbol) of a name's definition, else of its declaration; None if it is unknown or means several things."""
-        last = name.split("::")[-1]
-        names = {name} if name in self.symbols else {full for full in self.short.get(last, ()) if full.endswith("::" + name)}
-        if len(names) != 1:
-            return None
-        places = self.symbols[names.pop()]
+        """(file, symbol) of a name's definition, else of its declaration; None if it is unknown or means several."""
+        if name not in self.symbols:
+            names = [full for full in self.short.get(name.split("::")[-1], ()) if full.endswith("::" + name)]
+            if len(names) != 1:
+                return None
+            name = names[0]
+        places = self.symbols[name]
         places = [place for place in places if place[1].is_definition] or places
-        library = [place for place in places if place[0].startswith(LIBRARY_FOLDERS) and not place[0].startswith("core/cpu/")]
+        library = [place for place in places
+                   if place[0].startswith(LIBRARY_FOLDERS) and not place[0].startswith("core/cpu/")]
         return (library or places)[0] if library or len({path for path, _ in places}) == 1 else None
 
     def file(self, name, near=""):
@@ -87,7 +90,8 @@ class Sources:
         """Where a file of the repository is shown: on a page of its own, or as source."""
         if name := tutorial_name(path):
             return f"/tutorials/{name}.html"
-        special = {"README.md": "/index.html", "CONTRIBUTING.md": "/contributing.html", "tutorials/README.md": "/tutorials/index.html"}
+        special = {"README.md": "/index.html", "CONTRIBUTING.md": "/contributing.html",
+                   "tutorials/README.md": "/tutorials/index.html"}
         if path in special or re.fullmatch(r"docs/[\w-]+\.md", path):
             return special.get(path, f"/{pathlib.Path(path).stem}.html")
         if path in self.text:
@@ -110,14 +114,14 @@ class Sources:
 
     def resolve(self, text, near=""):
         """(address or None, whether it exists) of what stands in `code`."""
-        first = text.split(" ")[0]
-        if GENERATED.match(first) or first in cpp.LEXERS:
+        first = text.split(" ")[0].removesuffix("/")
+        if GENERATED.match(first + "/") or first in cpp.LEXERS:
             return None, True
-        if re.fullmatch(r"[\w.+*-]+(/[\w.+*-]+)*/?", first) and ("/" in first or pathlib.Path(first).suffix in cpp.LEXERS):
+        is_path = "/" in text.split(" ")[0] or pathlib.Path(first).suffix in cpp.LEXERS
+        if is_path and re.fullmatch(r"[\w.+*-]+(/[\w.+*-]+)*", first):
             if "*" in first:
                 return None, any(pathlib.PurePath(path).match(first) for path in self.files)
-            path = self.file(first.rstrip("/"), near) or (first.rstrip("/") if first.rstrip("/") in self.folders else None)
-            if path:
+            if path := self.file(first, near) or (first if first in self.folders else None):
                 return self.address(path), True
             return None, "." not in first and all(self.known(word) for word in re.findall(r"\w+", first))
         if flag := re.match(r"--([\w-]+)", text):
@@ -126,8 +130,8 @@ class Sources:
         if name and (place := self.find(name[1])):
             return self.line(place), True
         # A text that begins with a sign is no name, but names may stand in it.
-        words = re.findall(r"[A-Za-z_]\w*" if re.match(r"\w|-\w", text) else r"[A-Za-z]\w*_\w+", re.sub(r"(?<!\w)-D", "", text))
-        return None, all(self.known(word) for word in words)
+        pattern = r"[A-Za-z_]\w*" if re.match(r"\w|-\w", text) else r"[A-Za-z]\w*_\w+"
+        return None, all(self.known(word) for word in re.findall(pattern, re.sub(r"(?<!\w)-D", "", text)))
 
     def printed(self, row, path):
         """Whether a program's output has the numbers of a table's row, one after the other on one line."""
@@ -140,7 +144,9 @@ class Sources:
         words = line.split("#")[0].split()
         for before, word in zip([""] + words, words):
             program = re.match(r"build/\w+/(?:\w+/)+(\w+)$", word)
-            target = program[1] if program else word.removeprefix("tutorial_") if before in ("--target", "--preset", "-L") else None
+            target = program[1] if program else None
+            if before in ("--target", "--preset", "-L"):
+                target = word.removeprefix("tutorial_")
             if (re.match(r"(scripts|tests|bench|docs)/", word) and word not in self.files
                     or target and not self.known(target) and target not in self.tutorials
                     or "mutilde" in line and word.startswith("--") and word[2:] not in self.words):
