@@ -256,7 +256,7 @@ class Site:
                 if path.endswith(".h") and os.path.dirname(path) in folders and path != "core/ops/check.h":
                     intro = [re.sub("^// ?", "", line) for line in re.match(r"(?://.*\n)*", text)[0].splitlines()]
                     self.add(self.header_page(path, text, intro))
-                    summary = re.split(r"(?<=[.:])\s", " ".join(intro[:4]))[0].rstrip(":")
+                    summary = re.split(r"(?<=\.)\s", " ".join(intro[:4]))[0]
                     entries.append((f"/library/{path}.html", path, self.markup.link_equations(escape(summary))))
             body += f'<h2 id="{library}"><code>mutilde::{library}</code></h2>{files_list(entries)}'
         self.add(Page("library/index.html", "Library", body))

@@ -136,8 +136,13 @@ class Markup:
         out = re.sub(r'(href|src)="([^"]+)"', lambda m: f'{m[1]}="{self.target(m[2], where)}"', out)
         out = re.sub(r"<p>(\ue000\d+\ue001)</p>", r"\1", out)
         out = restore(re.sub(r"(<a [^>]*>)(.*?)</a>", restore_link, out, flags=re.S))
+        out = re.sub("\ue002(\\d+)\ue003[.,;:)]+", self.unbroken, out)
         out = out.replace("<table>", '<div class="table" tabindex="0"><table>').replace("</table>", "</table></div>")
         return self.link_equations(out)
+
+    def unbroken(self, match):
+        """A formula with what follows it, which must not begin a line; a long formula may break."""
+        return f'<span class="unbroken">{match[0]}</span>' if len(self.formulas[int(match[1])][0]) < 40 else match[0]
 
     def inline(self, text, where):
         return self.markdown(text, where).removeprefix("<p>").removesuffix("</p>")
