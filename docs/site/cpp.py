@@ -91,7 +91,7 @@ def excerpt(text, line):
     first = last = line - 1
     while first > 0 and lines[first - 1].startswith(("//", "template")):
         first -= 1
-    while last + 1 < len(lines) and not lines[last].startswith("}") and not lines[last].endswith(";\n"):
+    while not lines[last].startswith("}") and not (last == line - 1 and lines[last].endswith("}")):
         last += 1
     return first + 1, "\n".join(lines[first:last + 1])
 

@@ -158,11 +158,11 @@ class Markup:
         return "".join(cpp.link_equations(part, self.sources.equation) if at % 3 == 0 else part
                        for at, part in enumerate(parts) if at % 3 != 2)
 
-    def target(self, link, where):
+    def target(self, href, where):
         """The address of what a link names, relative to its file."""
-        if re.match(r"https?:|#", link):
-            return link
-        path, _, anchor = link.partition("#")
+        if re.match(r"https?:|#", href):
+            return href
+        path, _, anchor = href.partition("#")
         path = os.path.normpath(os.path.join(os.path.dirname(where), path))
         address = self.sources.address(path)
         if pathlib.Path(path).suffix == ".png":
@@ -171,7 +171,7 @@ class Markup:
                 self.pictures[address] = self.sources.root / path
             address = address if address in self.pictures else None
         if address is None:
-            self.problems.append(f"{where}: the link to {link} leads nowhere")
+            self.problems.append(f"{where}: the link to {href} leads nowhere")
         return f"{address}#{anchor}" if anchor else address or "#"
 
     def comment(self, lines):

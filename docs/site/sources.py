@@ -126,9 +126,14 @@ class Sources:
             return None, "." not in first and all(self.known(word) for word in re.findall(r"\w+", first))
         if flag := re.match(r"--([\w-]+)", text):
             return self.flags.get(flag[0]), flag[0] in self.flags or flag[1] in self.words
-        name = re.fullmatch(r"(~?\w[\w:]*)(\(.*\))?", text)
-        if name and (place := self.find(name[1])):
-            return self.line(place), True
+        if name := re.fullmatch(r"(~?\w[\w:]*)(\(.*\))?", text):
+            if place := self.find(name[1]):
+                return self.line(place), True
+            scope, _, last = name[1].rpartition("::")
+            if scope not in ("", "mutilde", "std"):
+                return None, any(full.endswith(name[1]) for full in self.short.get(last, ()))
+            if text.endswith("()"):
+                return None, last in self.short
         # A text that begins with a sign is no name, but names may stand in it.
         pattern = r"[A-Za-z_]\w*" if re.match(r"\w|-\w", text) else r"[A-Za-z]\w*_\w+"
         return None, all(self.known(word) for word in re.findall(pattern, re.sub(r"(?<!\w)-D", "", text)))

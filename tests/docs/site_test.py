@@ -84,7 +84,7 @@ scripts/run.sh --fast
 ```
 """
 WRONG = [
-    "`half_it`", "`Net::backward()`", "`core/ops.h`", "`--slow`", "[gone](../core/gone.h)", "![picture](gone.png)",
+    "`half_it`", "`Net::backward()`", "`Net::double_it`", "`fast()`", "`core/ops.h`", "`--slow`", "[gone](../core/gone.h)", "![picture](gone.png)",
     "$\\fraq{1}{2}$", "$$x_1_2$$", "```math\n\\frac{1}{2\n```\n", "```text\nit prints 2\n```\n",
     "<!-- printed by tutorials/01_a.cpp -->\n| n |\n|---|\n| 3 |\n", "```cpp\nreturn x * x;\n```\n",
     "```\nscripts/gone.sh\n```\n", "```\ncmake --build --preset release --target gone\n```\n",
