@@ -2,6 +2,7 @@
 # Installs what mutilde needs on Debian 12: only what is missing, without a question.
 #   scripts/install_deps.sh             everything: build, tests, format check, both compilers
 #   scripts/install_deps.sh --minimal   what scripts/quickstart.sh needs
+#   scripts/install_deps.sh --docs      what scripts/docs.sh needs
 # Without root (and without a sudo that asks nothing) it names the missing packages and exits with 1.
 set -euo pipefail
 
@@ -11,20 +12,23 @@ minimal=(
   libfmt-dev libstb-dev libcli11-dev nlohmann-json3-dev libzip-dev zlib1g-dev
   dataset-fashion-mnist
 )
-# The presets, tests and tools, and the second compiler; libclang-rt holds its sanitizers. katex
-# renders the equations, numpy reads an .npz: both in tests alone.
+# The documentation site: Markdown, colours, mathematics, and two typefaces.
+docs=(git python3 python3-markdown python3-pygments katex fonts-katex fonts-sil-charis fonts-jetbrains-mono)
+# The presets, tests and tools, and the second compiler; libclang-rt holds its sanitizers. numpy reads
+# an .npz and chromium looks at the documentation, both in tests alone.
 full=(
-  ccache git python3 python3-numpy katex
+  ccache python3-numpy chromium
   clang-14 libclang-rt-14-dev libomp-14-dev clang-format-14 clang-tidy-14
   libtomlplusplus-dev libgtest-dev libgmock-dev libboost-context-dev
 )
 
-packages=("${minimal[@]}" "${full[@]}")
+packages=("${minimal[@]}" "${docs[@]}" "${full[@]}")
 case "${1:-}" in
   "") ;;
   --minimal) packages=("${minimal[@]}") ;;
+  --docs) packages=("${minimal[@]}" "${docs[@]}") ;;
   *)
-    echo "usage: scripts/install_deps.sh [--minimal]" >&2
+    echo "usage: scripts/install_deps.sh [--minimal | --docs]" >&2
     exit 2
     ;;
 esac
