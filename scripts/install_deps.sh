@@ -2,6 +2,7 @@
 # Installs what mutilde needs on Debian 12: only what is missing, without a question.
 #   scripts/install_deps.sh             everything: build, tests, format check, both compilers
 #   scripts/install_deps.sh --minimal   what scripts/quickstart.sh needs
+#   scripts/install_deps.sh --playground   what scripts/playground.sh needs
 # Without root (and without a sudo that asks nothing) it names the missing packages and exits with 1.
 set -euo pipefail
 
@@ -18,13 +19,16 @@ full=(
   clang-14 libclang-rt-14-dev libomp-14-dev clang-format-14 clang-tidy-14
   libtomlplusplus-dev libgtest-dev libgmock-dev libboost-context-dev
 )
+# The page that runs in a browser, and its test. Large, so only when it is asked for.
+playground=(emscripten python3 chromium python3-websockets)
 
 packages=("${minimal[@]}" "${full[@]}")
 case "${1:-}" in
   "") ;;
   --minimal) packages=("${minimal[@]}") ;;
+  --playground) packages=("${minimal[@]}" "${playground[@]}") ;;
   *)
-    echo "usage: scripts/install_deps.sh [--minimal]" >&2
+    echo "usage: scripts/install_deps.sh [--minimal | --playground]" >&2
     exit 2
     ;;
 esac
