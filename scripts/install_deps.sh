@@ -3,6 +3,7 @@
 #   scripts/install_deps.sh             everything: build, tests, format check, both compilers
 #   scripts/install_deps.sh --minimal   what scripts/quickstart.sh needs
 #   scripts/install_deps.sh --docs      what scripts/docs.sh needs
+#   scripts/install_deps.sh --playground   what scripts/playground.sh needs
 # Without root (and without a sudo that asks nothing) it names the missing packages and exits with 1.
 set -euo pipefail
 
@@ -21,14 +22,17 @@ full=(
   clang-14 libclang-rt-14-dev libomp-14-dev clang-format-14 clang-tidy-14
   libtomlplusplus-dev libgtest-dev libgmock-dev libboost-context-dev
 )
+# The page that runs in a browser, and its test. Large, so only when it is asked for.
+playground=(emscripten python3 chromium python3-websockets)
 
 packages=("${minimal[@]}" "${docs[@]}" "${full[@]}")
 case "${1:-}" in
   "") ;;
   --minimal) packages=("${minimal[@]}") ;;
   --docs) packages=("${minimal[@]}" "${docs[@]}") ;;
+  --playground) packages=("${minimal[@]}" "${playground[@]}") ;;
   *)
-    echo "usage: scripts/install_deps.sh [--minimal | --docs]" >&2
+    echo "usage: scripts/install_deps.sh [--minimal | --docs | --playground]" >&2
     exit 2
     ;;
 esac
