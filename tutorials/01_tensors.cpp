@@ -79,7 +79,8 @@ void handles_and_views() {
 // shares storage with x: no
 // ```
 //
-// In a whole network that happens in a handful of places. It can be avoided even there: `matmul`
+// How often is that? The UNet and its training do not permute anything. The one place in this
+// library is where weights are read or written in PyTorch's order (`nn/module.cpp`). And `matmul`
 // takes a flag for each side that is to be read transposed.
 void no_strides() {
   const Tensor x = Tensor::from<float>({2, 3}, {0, 1, 2, 3, 4, 5});
@@ -177,6 +178,8 @@ void two_precisions() {
   }
 }
 
+}  // namespace
+
 // ## What you now know
 //
 // A tensor is a shape and a handle to numbers in one row. `reshape` and `slice` are free,
@@ -192,9 +195,4 @@ void tutorial_main(const Options&) {
   two_precisions();
 }
 
-}  // namespace
 }  // namespace mutilde::tutorial
-
-int main(int argc, char** argv) {
-  return mutilde::tutorial::run(argc, argv, mutilde::tutorial::tutorial_main);
-}

@@ -235,6 +235,8 @@ void what_else() {
              kept.grad().item() == again.grad().item() ? "yes" : "no");
 }
 
+}  // namespace
+
 // How do you know that a backward pass is right? You could differentiate by hand once more, and
 // make the same mistake twice. Tutorial 3 has a better way.
 void tutorial_main(const Options&) {
@@ -244,9 +246,4 @@ void tutorial_main(const Options&) {
   what_else();
 }
 
-}  // namespace
 }  // namespace mutilde::tutorial
-
-int main(int argc, char** argv) {
-  return mutilde::tutorial::run(argc, argv, mutilde::tutorial::tutorial_main);
-}

@@ -215,6 +215,8 @@ void at_a_kink() {
   }
 }
 
+}  // namespace
+
 void tutorial_main(const Options& options) {
   error_curves(options);
   check_swish();
@@ -222,9 +224,4 @@ void tutorial_main(const Options& options) {
   at_a_kink();
 }
 
-}  // namespace
 }  // namespace mutilde::tutorial
-
-int main(int argc, char** argv) {
-  return mutilde::tutorial::run(argc, argv, mutilde::tutorial::tutorial_main);
-}

@@ -145,6 +145,8 @@ Tensor turned(const Tensor& weight) {
   return out;
 }
 
+}  // namespace
+
 void tutorial_main(const Options&) {
   Generator random(1);
   Tensor x = random.normal({s.N, s.H, s.W, s.C}, DType::kFloat64);
@@ -177,9 +179,4 @@ void tutorial_main(const Options&) {
       agree(conv2d(cotangent, turned(weight), Tensor(), 1, s.p), x.grad()));
 }
 
-}  // namespace
 }  // namespace mutilde::tutorial
-
-int main(int argc, char** argv) {
-  return mutilde::tutorial::run(argc, argv, mutilde::tutorial::tutorial_main);
-}

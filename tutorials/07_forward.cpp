@@ -188,6 +188,8 @@ void signal_to_noise(const std::vector<std::pair<std::string, const Schedule*>>&
   save(options, "07_signal_to_noise.png", app::draw_plot("signal-to-noise ratio", "t", curves));
 }
 
+}  // namespace
+
 void tutorial_main(const Options& options) {
   const Schedule linear(linear_beta_schedule(1000)), cosine(cosine_beta_schedule(1000));
   const Tensor x_0 = images(16);
@@ -197,9 +199,4 @@ void tutorial_main(const Options& options) {
   signal_to_noise({{"linear", &linear}, {"cosine", &cosine}}, options);
 }
 
-}  // namespace
 }  // namespace mutilde::tutorial
-
-int main(int argc, char** argv) {
-  return mutilde::tutorial::run(argc, argv, mutilde::tutorial::tutorial_main);
-}

@@ -4,19 +4,15 @@
 // normal distribution, and what matters is its mean. In the paper that mean is eq. 13. In the code,
 // the original program's and this one's, it is eq. 11. Readers ask two things about that:
 //
-// 1. *Eq. 11 is the mean of the **true** posterior, which knows the image $x_0$. What is it doing
-//    in the sampler, which does not know it?*
-// 2. *Why does the code predict $x_0$ first, when eq. 13 leads from the predicted noise to the mean
-//    in one line?*
+// 1. *Eq. 11 is the mean of the **true** posterior, which knows $x_0$. How can a sampler use it?*
+// 2. *Why is $x_0$ predicted first, when eq. 13 leads from the noise to the mean in one line?*
 //
-// On this page you derive both equations, run both routes, and see where they part. The symbols are
-// the papers': $\beta_t$ is the variance of the noise that step $t$ adds, $\alpha_t = 1 - \beta_t$,
-// $\bar\alpha_t = \alpha_1 \alpha_2 \cdots \alpha_t$ (tutorial 7). Code counts $t$ from 0.
+// We derive both, run both routes, and see where they part. As in tutorial 7, step $t$ adds noise
+// of variance $\beta_t$; $\alpha_t = 1 - \beta_t$, $\bar\alpha_t = \alpha_1 \cdots \alpha_t$.
 #include <cmath>
 
 #include "core/ops/ops.h"
 #include "diffusion/gaussian_diffusion.h"
-#include "nn/unet.h"
 #include "tutorials/tutorial.h"
 
 namespace mutilde::tutorial {
@@ -48,9 +44,10 @@ double largest(const Tensor& x) { return max(abs(x)).item(); }
 //
 // $$\frac{\tilde\mu_t}{\tilde\beta_t} = \frac{\sqrt{\alpha_t}}{\beta_t}\, x_t
 //   + \frac{\sqrt{\bar\alpha_{t-1}}}{1 - \bar\alpha_{t-1}}\, x_0
-//   \quad\Longrightarrow\quad
-//   \tilde\mu_t = \frac{\sqrt{\bar\alpha_{t-1}}\, \beta_t}{1 - \bar\alpha_t}\, x_0
-//   + \frac{\sqrt{\alpha_t}\, (1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t}\, x_t$$
+//   \quad\Longrightarrow\quad \tilde\mu_t = a\, x_0 + b\, x_t,$$
+//
+// $$a = \frac{\sqrt{\bar\alpha_{t-1}}\, \beta_t}{1 - \bar\alpha_t}, \qquad
+//   b = \frac{\sqrt{\alpha_t}\, (1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t}$$
 //
 // which is eq. 11, and eq. 12 is the sentence that joins the two. Do not take our word for it. Here
 // is one pixel, $x_0 = 0.5$ and $x_t = 0.6$: the product of the two densities on a fine grid, its
@@ -59,35 +56,24 @@ double largest(const Tensor& x) { return max(abs(x)).item(); }
 // ```text
 //    t   mean: grid    eq. 11   variance: grid    eq. 10
 //    1       0.5455    0.5455        5.453e-05 5.453e-05
-//   10       0.5864    0.5864        2.585e-04 2.585e-04
 //  100       0.5981    0.5981        2.055e-03 2.055e-03
 //  500       0.5980    0.5980        1.005e-02 1.005e-02
 //  999       0.5940    0.5940        2.000e-02 2.000e-02
 // ```
 void posterior_by_brute_force(const Schedule& schedule) {
-  const auto pixel = [](double value) {
-    return Tensor::full({1, 1, 1, 1}, value, DType::kFloat64);
-  };
-  const double x_0 = 0.5, x_t = 0.6;
+  const Tensor x_0 = Tensor::full({1, 1}, 0.5, DType::kFloat64), x_t = 1.2 * x_0;
+  const Tensor x_prev = 1e-4 * Tensor::arange(120000).to(DType::kFloat64) - 6.0;
   fmt::print("   t   mean: grid    eq. 11   variance: grid    eq. 10\n");
-  for (int64_t t : {1, 10, 100, 500, 999}) {
+  for (int64_t t : {1, 100, 500, 999}) {
     const double alpha_bar_prev_t = at(schedule.alpha_bar_prev, t);
-    const auto integral = [&](const auto& g) {  // of g(x_{t-1}) times the product of densities
-      double total = 0;
-      for (int i = -60000; i <= 60000; ++i) {
-        const double x_prev = 1e-4 * i;
-        const double from_prev = x_t - std::sqrt(at(schedule.alpha, t)) * x_prev;  // Eq. 2
-        const double from_0 = x_prev - std::sqrt(alpha_bar_prev_t) * x_0;          // Eq. 8
-        total += g(x_prev) * std::exp(-0.5 * (from_prev * from_prev / at(schedule.beta, t) +
-                                              from_0 * from_0 / (1 - alpha_bar_prev_t)));
-      }
-      return total;
-    };
-    const double weight = integral([](double) { return 1.0; });
-    const double mean = integral([](double x) { return x; }) / weight;
-    const double variance = integral([&](double x) { return (x - mean) * (x - mean); }) / weight;
-    const Tensor steps = full_timesteps(t, pixel(x_t));
-    const Gaussian q = q_posterior(schedule, pixel(x_0), pixel(x_t), steps);
+    const Tensor from_prev = x_t - std::sqrt(at(schedule.alpha, t)) * x_prev;  // Eq. 2
+    const Tensor from_0 = x_prev - std::sqrt(alpha_bar_prev_t) * x_0;          // Eq. 8
+    const Tensor product = exp(-0.5 * (square(from_prev) / at(schedule.beta, t) +
+                                       square(from_0) / (1 - alpha_bar_prev_t)));
+    const Tensor share = product / sum(product);
+    const double mean = sum(share * x_prev).item();
+    const double variance = sum(share * square(x_prev - mean)).item();
+    const Gaussian q = q_posterior(schedule, x_0, x_t, full_timesteps(t, x_t));
     fmt::print("{:4} {:12.4f} {:9.4f} {:16.3e} {:9.3e}\n", t, mean, q.mean.item(), variance,
                q.variance.item());
   }
@@ -99,21 +85,16 @@ void posterior_by_brute_force(const Schedule& schedule) {
 // $\epsilon_\theta(x_t, t)$. Eq. 9 ties state, image and noise together, and any two of them give
 // the third. Here it is, and solved for the image:
 //
-// $$x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon$$
+// $$x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon, \qquad
+//   \hat x_0 = \sqrt{1/\bar\alpha_t}\; x_t - \sqrt{1/\bar\alpha_t - 1}\; \epsilon_\theta$$
 //
-// $$\hat x_0 = \sqrt{1/\bar\alpha_t}\; x_t - \sqrt{1/\bar\alpha_t - 1}\; \epsilon_\theta$$
+// In code the second is easily taken for eq. 13, but look at the bar over the alpha. Now put
+// $\hat x_0$ where eq. 11 wants an image, and collect. With
+// $\bar\alpha_t = \alpha_t \bar\alpha_{t-1}$ the factors of $\epsilon_\theta$ and of $x_t$ become
 //
-// In code the last line is easily taken for eq. 13, but look at the bar over the alpha. Now put
-// $\hat x_0$ where eq. 11 wants an image, and collect. The factor of $\epsilon_\theta$ becomes
-//
-// $$-\frac{\sqrt{\bar\alpha_{t-1}}\, \beta_t}{1 - \bar\alpha_t}
-//   \cdot \frac{\sqrt{1 - \bar\alpha_t}}{\sqrt{\bar\alpha_t}}
-//   = -\frac{1}{\sqrt{\alpha_t}} \cdot \frac{\beta_t}{\sqrt{1 - \bar\alpha_t}}$$
-//
-// since $\bar\alpha_t = \alpha_t \bar\alpha_{t-1}$. The factor of $x_t$ becomes
-//
-// $$\frac{\sqrt{\bar\alpha_{t-1}}\, \beta_t}{(1 - \bar\alpha_t) \sqrt{\bar\alpha_t}}
-//   + \frac{\sqrt{\alpha_t}\, (1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t}
+// $$-a\, \frac{\sqrt{1 - \bar\alpha_t}}{\sqrt{\bar\alpha_t}}
+//   = -\frac{1}{\sqrt{\alpha_t}} \cdot \frac{\beta_t}{\sqrt{1 - \bar\alpha_t}}, \qquad
+//   \frac{a}{\sqrt{\bar\alpha_t}} + b
 //   = \frac{\beta_t + \alpha_t - \bar\alpha_t}{\sqrt{\alpha_t}\, (1 - \bar\alpha_t)}
 //   = \frac{1}{\sqrt{\alpha_t}}$$
 //
@@ -128,22 +109,15 @@ void posterior_by_brute_force(const Schedule& schedule) {
 //
 // The long way passes through a picture, and of pictures we know something that the algebra does
 // not: a pixel lies in $[-1, 1]$. So the code clips $\hat x_0$ to that range before it goes on to
-// eq. 11. The paper does not mention it. Eq. 11 is a straight line in $x_0$, so we can say exactly
-// what this does to the mean:
-//
-// $$\mu_\theta - \tilde\mu_t(x_t, \mathrm{clip}(\hat x_0))
-//   = \frac{\sqrt{\bar\alpha_{t-1}}\, \beta_t}{1 - \bar\alpha_t}
-//   \left( \hat x_0 - \mathrm{clip}(\hat x_0) \right)$$
-//
-// Nothing where $\hat x_0$ is in range, and this where it is not. It is the *only* thing that parts
-// the two routes. Here both claims are put to the test at every step of both schedules, on four
-// images. Our network knows the noise in $x_t$ up to an error of size 0.1, another for each pixel.
+// eq. 11, which the paper does not mention. Eq. 11 is a straight line in $x_0$, so that moves the
+// mean by exactly $a\, (\hat x_0 - \mathrm{clip}(\hat x_0))$: nothing where $\hat x_0$ is in range.
+// It is the *only* thing that parts the two routes. Both claims are put to the test at every step
+// of both schedules, on four images, to $10^{-12}$. Our network knows the noise up to an error of
+// size 0.1.
 //
 // ```text
-// linear: without clipping the routes agree to 1e-12 at all 1000 steps: yes
-// linear: with clipping they differ by the law to 1e-12 at all 1000 steps: yes
-// cosine: without clipping the routes agree to 1e-12 at all 1000 steps: yes
-// cosine: with clipping they differ by the law to 1e-12 at all 1000 steps: yes
+// linear, 1000 steps: unclipped the routes agree: yes; clipped they differ by the law: yes
+// cosine, 1000 steps: unclipped the routes agree: yes; clipped they differ by the law: yes
 // ```
 void two_routes(const char* name, const Schedule& schedule, const Tensor& x_0) {
   Generator random(1);
@@ -160,136 +134,103 @@ void two_routes(const char* name, const Schedule& schedule, const Tensor& x_0) {
     apart = std::max(apart, largest(direct - detour));
     apart_from_law = std::max(apart_from_law, largest(direct - clipped - law));
   }
-  fmt::print("{}: without clipping the routes agree to 1e-12 at all {} steps: {}\n", name,
-             schedule.T, apart < 1e-12 ? "yes" : "no");
-  fmt::print("{}: with clipping they differ by the law to 1e-12 at all {} steps: {}\n", name,
-             schedule.T, apart_from_law < 1e-12 ? "yes" : "no");
+  fmt::print("{}, {} steps: unclipped the routes agree: {}; clipped they differ by the law: {}\n",
+             name, schedule.T, apart < 1e-12 ? "yes" : "no", apart_from_law < 1e-12 ? "yes" : "no");
 }
 
 // ## How much it matters, by t
 //
 // An error $d$ of $\epsilon_\theta$ becomes $\sqrt{1/\bar\alpha_t - 1}\; d$ in $\hat x_0$: enormous
-// late in the process, where $\bar\alpha_t$ is almost 0. Eq. 11 then multiplies by its factor of
-// $x_0$, which is tiny there. What arrives at the mean is the product, and that is eq. 13's own
-// factor of $\epsilon_\theta$, $\beta_t / (\sqrt{\alpha_t} \sqrt{1 - \bar\alpha_t})$. The table has
-// both factors, then what clipping does where the error is 0.1 at every $t$. (A trained network's
-// error depends on $t$; with one error for all you see the doing of the equations alone.) The last
-// column, for scale, is the noise that the step adds anyway, $\sqrt{\tilde\beta_t}$.
+// late in the process, where $\bar\alpha_t$ is almost 0. Eq. 11 then multiplies by $a$, which is
+// tiny there, and the product is eq. 13's own factor of $\epsilon_\theta$. The table has both, then
+// what clipping does where the error is 0.1 at every $t$ (a trained network's depends on $t$; this
+// is the equations' doing alone), and for scale the noise that the step adds,
+// $\sqrt{\tilde\beta_t}$.
 //
 // ```text
-// linear  error in x_0   in mean   pixels outside   clipping moves by   noise added
-// t =   0        0.01    0.0100            31.8%             0.00026        0.0000
-// t = 500       3.443    0.0105            38.6%             0.00032        0.1003
-// t = 990       143.8    0.0200            95.0%             0.00150        0.1408
-// t = 999       157.4    0.0202            95.6%             0.00152        0.1414
-// cosine  error in x_0   in mean   pixels outside   clipping moves by   noise added
-// t =   0    0.006425    0.0064            31.8%             0.00016        0.0000
-// t = 500       1.016    0.0044            34.2%             0.00012        0.0561
-// t = 990       71.29    0.2111            89.3%             0.01450        0.4359
-// t = 999   2.029e+04   31.5912            99.9%             2.57110        0.9995
+// linear  error in x_0   in mean   outside   clipping moves by   noise added
+// t =   0        0.01    0.0100     31.8%             0.00026        0.0000
+// t = 500       3.443    0.0105     38.6%             0.00032        0.1003
+// t = 999       157.4    0.0202     95.6%             0.00152        0.1414
+// cosine  error in x_0   in mean   outside   clipping moves by   noise added
+// t =   0    0.006425    0.0064     31.8%             0.00016        0.0000
+// t = 500       1.016    0.0044     34.2%             0.00012        0.0561
+// t = 990       71.29    0.2111     89.3%             0.01450        0.4359
+// t = 999   2.029e+04   31.5912     99.9%             2.57110        0.9995
 // ```
 //
 // Early on a third of the pixels is outside, but by a hair: the background is exactly $-1$, and any
-// error pushes half of it out. Late, nearly all are outside, and far. Yet the linear schedule takes
-// an error of 157 in the image and lets 0.02 of it through, whereas the cosine schedule, at its
-// last step, lets 31.6 through: there $\beta_t = 0.999$, and eq. 13 divides by $\sqrt{0.001}$.
+// error pushes half of it out. Late, nearly all are outside, and far. Yet of an error of 157 in the
+// image the linear schedule lets 0.02 through, whereas the cosine schedule, at its last step, lets
+// 31.6 through: there $\beta_t = 0.999$, and eq. 13 divides by $\sqrt{0.001}$.
 //
 // ![An error of the noise, as it arrives in the image and in the mean](08_errors.png)
 // ![Pixels of the predicted image above the range (white) and below it (black)](08_outside.png)
-void how_much(const char* name, const Schedule& schedule, const Tensor& x_0,
-              std::vector<Row>& rows) {
+void how_much(const char* name, const Schedule& schedule, const Tensor& x_0, std::vector<Row>& rows,
+              std::vector<app::Curve>& curves) {
+  const auto to_x_0 = [&](int64_t t) { return at(schedule.sqrt_recip_alpha_bar_minus_one, t); };
+  const auto to_mean = [&](int64_t t) { return to_x_0(t) * at(schedule.mu_tilde_x_0, t); };
+  const uint8_t red = curves.empty() ? 0 : 220;
+  curves.push_back(curve(fmt::format("{} x_0", name), {red, 170, 200}, schedule.T, to_x_0));
+  curves.push_back(curve(fmt::format("{} mean", name), {red, 80, 120}, schedule.T, to_mean));
   Generator random(3);
   const Tensor eps = normal_like(x_0, random), eps_theta = eps + 0.1 * normal_like(x_0, random);
-  rows.push_back({fmt::format("{}: x_t", name), Tensor::zeros({8, 28, 28, 1}, x_0.dtype())});
-  rows.push_back({"outside", Tensor::zeros({8, 28, 28, 1}, x_0.dtype())});
-  fmt::print("{}  error in x_0   in mean   pixels outside   clipping moves by   noise added\n",
-             name);
+  for (const std::string& label : {fmt::format("{}: x_t", name), std::string("outside")})
+    rows.push_back({label, Tensor::zeros({8, 28, 28, 1}, x_0.dtype())});
+  fmt::print("{}  error in x_0   in mean   outside   clipping moves by   noise added\n", name);
   int64_t column = 0;
   for (int64_t t : {0, 100, 250, 500, 750, 900, 990, 999}) {
     const Tensor steps = full_timesteps(t, x_0), x_t = q_sample(schedule, x_0, steps, eps);
     const Tensor x_0_hat = predict_x0_from_eps(schedule, x_t, steps, eps_theta);
     const Tensor over = x_0_hat - clamp(x_0_hat, -1, 1);
     const Tensor side = clamp(1e9 * over, -1, 1);  // -1, 0 or 1
-    const double to_x_0 = at(schedule.sqrt_recip_alpha_bar_minus_one, t);
-    const double x_0_to_mean = at(schedule.mu_tilde_x_0, t);
-    fmt::print("t = {:3} {:11.4g} {:9.4f} {:15.1f}% {:19.5f} {:13.4f}\n", t, to_x_0,
-               to_x_0 * x_0_to_mean, 100 * mean(abs(side)).item(),
-               x_0_to_mean * mean(abs(over)).item(), std::sqrt(at(schedule.beta_tilde, t)));
+    fmt::print("t = {:3} {:11.4g} {:9.4f} {:8.1f}% {:19.5f} {:13.4f}\n", t, to_x_0(t), to_mean(t),
+               100 * mean(abs(side)).item(), at(schedule.mu_tilde_x_0, t) * mean(abs(over)).item(),
+               std::sqrt(at(schedule.beta_tilde, t)));
     rows.rbegin()[1].images.slice(column, column + 1).copy_(x_t.slice(0, 1));
     rows.rbegin()[0].images.slice(column, column + 1).copy_(side.slice(0, 1));
     ++column;
   }
 }
 
-void plot_errors(const Schedule& linear, const Schedule& cosine, const Options& options) {
-  const auto in_x_0 = [](const Schedule& schedule, int64_t t) {
-    return at(schedule.sqrt_recip_alpha_bar_minus_one, t);
-  };
-  const auto in_mean = [&](const Schedule& schedule, int64_t t) {
-    return in_x_0(schedule, t) * at(schedule.mu_tilde_x_0, t);
-  };
-  const std::vector<app::Curve> curves = {
-      curve("cosine x_0", {240, 170, 130}, 1000, [&](int64_t t) { return in_x_0(cosine, t); }),
-      curve("linear x_0", {130, 180, 230}, 1000, [&](int64_t t) { return in_x_0(linear, t); }),
-      curve("cosine mean", {200, 70, 10}, 1000, [&](int64_t t) { return in_mean(cosine, t); }),
-      curve("linear mean", {0, 80, 160}, 1000, [&](int64_t t) { return in_mean(linear, t); })};
-  save(options, "08_errors.png", app::draw_plot("error, per error of eps", "t", curves));
-}
-
 // ## The first step of a network that has learned nothing
 //
-// A UNet starts with zeros in its last layer, so a new one answers $\epsilon_\theta = 0$ to
-// everything, an error as large as the noise itself, and eq. 13 is $x_t / \sqrt{\alpha_t}$.
-// Sampling starts from noise of size 1, and the next state should have that size too. Without
-// clipping the cosine schedule makes it 32 times as large, an input that no network was trained on;
-// clipping moves a pixel's mean by tens, and a few by more than 100. With the linear schedule it
-// hardly matters.
+// A UNet starts with zeros in its last layer (tutorial 6), so a new one says $\epsilon_\theta = 0$,
+// and eq. 13 is $x_t / \sqrt{\alpha_t}$. Sampling starts from noise of size 1, and the next state
+// should have that size. Without clipping the cosine schedule makes it 32 times as large; clipping
+// moves a pixel by tens, a few by more than 100. With the linear one it hardly matters.
 //
 // ```text
-// linear: a new UNet says 0, x_999 has size 1.00
-//   clipping moves the mean by 0.016 on average, 0.0683 at most
-//   size of the next state: 1.01 without clipping, 0.99 with it
-// cosine: a new UNet says 0, x_999 has size 1.00
-//   clipping moves the mean by 25 on average, 107 at most
-//   size of the next state: 31.53 without clipping, 0.99 with it
+// linear: clipping moves the mean by 0.016, at most 0.0683; size 1.01, clipped 0.99
+// cosine: clipping moves the mean by 25, at most 107; size 31.53, clipped 0.99
 // ```
 void untrained(const char* name, const Schedule& schedule) {
-  Generator random(4), weights(5);
-  UNetConfig config;
-  config.in_channels = config.out_channels = 1;
-  config.model_channels = 32;
-  config.channel_mult = {1, 2};
-  const UNet unet(config, weights);
-  const NoGrad no_grad;
-  const Tensor x_t = random.normal({8, 28, 28, 1}, DType::kFloat64);
-  const Tensor steps = full_timesteps(schedule.T - 1, x_t);
-  const Tensor eps_theta = unet.forward(x_t.to(DType::kFloat32), steps).to(DType::kFloat64);
-  const Tensor noise =
-      std::sqrt(at(schedule.beta_tilde, schedule.T - 1)) * normal_like(x_t, random);
+  Generator random(4);
+  const Tensor x_t = random.normal({8, 28, 28, 1}, DType::kFloat64), eps_theta = zeros_like(x_t);
+  const int64_t t = schedule.T - 1;
+  const Tensor steps = full_timesteps(t, x_t);
+  const Tensor noise = std::sqrt(at(schedule.beta_tilde, t)) * normal_like(x_t, random);
   const Tensor direct = mean_from_eps(schedule, x_t, steps, eps_theta);
   const Tensor clipped = mean_through_x0(schedule, x_t, steps, eps_theta, /*clip=*/true);
   const auto size = [](const Tensor& x) { return std::sqrt(mean(square(x)).item()); };
-  fmt::print("{}: a new UNet says {}, x_{} has size {:.2f}\n", name, largest(eps_theta),
-             schedule.T - 1, size(x_t));
-  fmt::print("  clipping moves the mean by {:.2g} on average, {:.3g} at most\n",
-             mean(abs(direct - clipped)).item(), largest(direct - clipped));
-  fmt::print("  size of the next state: {:.2f} without clipping, {:.2f} with it\n",
+  fmt::print("{}: clipping moves the mean by {:.2g}, at most {:.3g}; size {:.2f}, clipped {:.2f}\n",
+             name, mean(abs(direct - clipped)).item(), largest(direct - clipped),
              size(direct + noise), size(clipped + noise));
 }
 
+}  // namespace
+
 // ## The two answers
 //
-// 1. *Why eq. 11?* Because it is eq. 13. The sampler does not know $x_0$, so it puts its prediction
-//    $\hat x_0$ in, and the algebra above turns one into the other for every $t$, $x_t$ and
-//    $\epsilon_\theta$. Nothing else is modelled, and nothing else is learned.
-// 2. *Why by way of $x_0$?* Because in the middle of that way $\hat x_0$ can be clipped to the
-//    range of pixels, which no one can do to eq. 13. Clipping changes the mean by a known amount
-//    where $\hat x_0$ leaves the range, and not at all elsewhere. With the cosine schedule the
-//    first step of sampling depends on it; with the linear one each change is small, and whether a
-//    thousand small ones add up is a question for a trained network.
+// 1. *Why eq. 11?* Because it is eq. 13. The sampler puts its prediction $\hat x_0$ in, and that is
+//    so for every $t$, $x_t$ and $\epsilon_\theta$. Nothing else is modelled or learned.
+// 2. *Why by way of $x_0$?* Because on that way $\hat x_0$ can be clipped to the range of pixels,
+//    which no one can do to eq. 13. That changes the mean by a known amount where $\hat x_0$ leaves
+//    the range, and not at all elsewhere. With the cosine schedule the first step depends on it;
+//    whether the small changes of a thousand others add up is a question for a trained network.
 //
-// And $\hat x_0$ is good for more: DDIM is written in it (tutorial 10), and at every step it is a
-// picture of what the network now takes the image to be.
+// And $\hat x_0$ is good for more: tutorial 10 writes DDIM in it, and at every step it is a
+// picture.
 void tutorial_main(const Options& options) {
   const Tensor x_0 = images(4);
   const std::vector<std::pair<const char*, Schedule>> processes = {
@@ -298,16 +239,12 @@ void tutorial_main(const Options& options) {
   posterior_by_brute_force(processes[0].second);
   for (const auto& [name, schedule] : processes) two_routes(name, schedule, x_0);
   std::vector<Row> rows;
-  for (const auto& [name, schedule] : processes) how_much(name, schedule, x_0, rows);
+  std::vector<app::Curve> curves;
+  for (const auto& [name, schedule] : processes) how_much(name, schedule, x_0, rows, curves);
   save(options, "08_outside.png",
        labelled_rows({"t=0", "t=100", "t=250", "t=500", "t=750", "t=900", "t=990", "t=999"}, rows));
-  plot_errors(processes[0].second, processes[1].second, options);
+  save(options, "08_errors.png", app::draw_plot("error, per error of eps", "t", curves));
   for (const auto& [name, schedule] : processes) untrained(name, schedule);
 }
 
-}  // namespace
 }  // namespace mutilde::tutorial
-
-int main(int argc, char** argv) {
-  return mutilde::tutorial::run(argc, argv, mutilde::tutorial::tutorial_main);
-}

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <exception>
+#include <span>
 #include <string_view>
 
 #include <fmt/format.h>
@@ -54,53 +55,31 @@ void draw_enlarged(Image& image, int left, int top, const uint8_t* grey, int H, 
 }
 
 /// A bright ring on black, wider for each image.
-void draw_ring(std::span<double> pixels, int64_t index) {
-  for (int y = 0; y < 28; ++y) {
-    for (int x = 0; x < 28; ++x) {
-      const double off = std::hypot(x - 13.5, y - 13.5) - 5.0 - static_cast<double>(index % 8);
-      pixels[static_cast<size_t>(28 * y + x)] = std::abs(off) < 2 ? 0.8 : -1.0;
-    }
+void draw_ring(std::span<double> pixels, int size, int64_t index) {
+  const double pixel = 28.0 / size, middle = 0.5 * (size - 1);
+  for (size_t i = 0; i < pixels.size(); ++i) {
+    const auto side = static_cast<size_t>(size);
+    const double x = static_cast<double>(i % side) - middle;
+    const double y = static_cast<double>(i / side) - middle;
+    const double off = pixel * std::hypot(x, y) - 5.0 - static_cast<double>(index % 8);
+    pixels[i] = std::abs(off) < 2 ? 0.8 : -1.0;
   }
 }
 
 }  // namespace
 
-int run(int argc, char** argv, void (*body)(const Options& options)) {
-  Options options;
-  for (int i = 1; i < argc; ++i) {
-    const std::string_view flag = argv[i];
-    if (flag == "--full") {
-      options.full = true;
-    } else if (flag == "--out" && i + 1 < argc) {
-      options.out = argv[++i];
-    } else {
-      const bool asked = flag == "--help" || flag == "-h";
-      fmt::print(asked ? stdout : stderr, kUsage, argv[0]);
-      return asked ? 0 : 2;
-    }
-  }
-  try {
-    std::filesystem::create_directories(options.out);
-    body(options);
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "{}\n", error.what());
-    return 2;
-  }
-  return 0;
-}
-
-Tensor images(int64_t n) {
-  constexpr size_t kPixels = 28 * 28;
-  std::vector<double> values(static_cast<size_t>(n) * kPixels);
+Tensor images(int64_t n, int size, bool test) {
+  const size_t pixels = static_cast<size_t>(size) * static_cast<size_t>(size);
+  std::vector<double> values(static_cast<size_t>(n) * pixels);
   try {
     DatasetOptions options;
-    options.test = true;
-    const auto dataset = open_dataset("fashion-mnist", 28, options);
-    std::vector<uint8_t> bytes(kPixels);
+    options.test = test;
+    const auto dataset = open_dataset("fashion-mnist", size, options);
+    std::vector<uint8_t> bytes(pixels);
     for (int64_t i = 0; i < n; ++i) {
       dataset->get(i, bytes);
-      for (size_t p = 0; p < kPixels; ++p) {
-        values[static_cast<size_t>(i) * kPixels + p] = bytes[p] / 127.5 - 1.0;
+      for (size_t p = 0; p < pixels; ++p) {
+        values[static_cast<size_t>(i) * pixels + p] = bytes[p] / 127.5 - 1.0;
       }
     }
   } catch (const FileError& error) {
@@ -109,10 +88,10 @@ Tensor images(int64_t n) {
         "below differ from the prose's.\n",
         error.what());
     for (int64_t i = 0; i < n; ++i) {
-      draw_ring(std::span(values).subspan(static_cast<size_t>(i) * kPixels, kPixels), i);
+      draw_ring(std::span(values).subspan(static_cast<size_t>(i) * pixels, pixels), size, i);
     }
   }
-  return Tensor::from<double>({n, 28, 28, 1}, values);
+  return Tensor::from<double>({n, size, size, 1}, values);
 }
 
 app::Curve curve(const std::string& name, const std::array<uint8_t, 3>& colour, int64_t T,
@@ -158,3 +137,27 @@ void save(const Options& options, const std::string& name, const Image& image) {
 }
 
 }  // namespace mutilde::tutorial
+
+int main(int argc, char** argv) {
+  mutilde::tutorial::Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view flag = argv[i];
+    if (flag == "--full") {
+      options.full = true;
+    } else if (flag == "--out" && i + 1 < argc) {
+      options.out = argv[++i];
+    } else {
+      const bool asked = flag == "--help" || flag == "-h";
+      fmt::print(asked ? stdout : stderr, mutilde::tutorial::kUsage, argv[0]);
+      return asked ? 0 : 2;
+    }
+  }
+  try {
+    std::filesystem::create_directories(options.out);
+    mutilde::tutorial::tutorial_main(options);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "{}\n", error.what());
+    return 2;
+  }
+  return 0;
+}

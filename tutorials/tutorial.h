@@ -19,13 +19,13 @@ struct Options {
   bool full = false;                            // the long version, where there is one
 };
 
-/// A tutorial's main(): reads --out DIR, --full and --help, runs the body, and turns an error into
-/// one line and exit code 2.
-int run(int argc, char** argv, void (*body)(const Options& options));
+/// What a tutorial defines. main() is in tutorial.cpp: it reads --out DIR, --full and --help, calls
+/// this, and turns an error into one line and exit code 2.
+void tutorial_main(const Options& options);
 
-/// The first n test images of Fashion-MNIST, [n, 28, 28, 1], float64 in [-1, 1]. Where the data set
-/// is not installed it says so and draws n rings instead.
-Tensor images(int64_t n);
+/// The first n images of Fashion-MNIST's test part, or of its training part, [n, size, size, 1],
+/// float64 in [-1, 1]. Where the data set is not installed it says so and draws n rings instead.
+Tensor images(int64_t n, int size = 28, bool test = true);
 
 /// Entry t of a table of the schedule.
 inline double at(const Tensor& table, int64_t t) { return table.data<double>()[t]; }

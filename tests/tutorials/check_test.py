@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""tutorials/check.py accepts what was printed and rejects everything else."""
+"""tutorials/check.py accepts what was printed, check_latex.py what renders, and both reject everything else."""
 import pathlib
 import sys
 import tempfile
@@ -7,6 +7,7 @@ import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tutorials"))
 import check  # noqa: E402
+import check_latex  # noqa: E402
 
 SOURCE = """\
 // # A tutorial
@@ -55,6 +56,52 @@ class Check(unittest.TestCase):
         self.assertNotEqual(self.complaints("// # Nothing\n"), [])
         with self.assertRaises(ValueError):
             self.complaints("// ```text\n// t\n")
+
+
+LATEX = r"""
+// Prose with $\alpha_t$ and a display,
+//
+// $$x_t = \frac{1}{2}
+//   \left( y + z \right)$$
+//
+// and a price, `$5`.
+//
+// ```sh
+// echo $HOME
+// ```
+int x;  // $\wrong$
+"""
+
+
+class Latex(unittest.TestCase):
+    def complaints(self, source):
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "01_x.cpp"
+            path.write_text(source, encoding="utf-8")
+            found = check_latex.complaints([path])
+        if found is None:
+            self.skipTest("there is no katex that works")
+        return found
+
+    def test_accepts_what_renders_and_leaves_code_alone(self):
+        self.assertEqual(self.complaints(LATEX), [])
+
+    def test_rejects_a_misspelt_command_and_names_its_line(self):
+        found = self.complaints(LATEX.replace(r"\alpha", r"\alhpa"))
+        self.assertEqual(len(found), 1)
+        self.assertIn(":2: ", found[0])
+        self.assertIn(r"\alhpa", found[0])
+
+    def test_rejects_a_display_with_an_open_brace(self):
+        found = self.complaints(LATEX.replace("{2}", "{2"))
+        self.assertEqual(len(found), 1)
+        self.assertIn(":4: ", found[0])
+
+    def test_rejects_what_katex_only_warns_of(self):
+        self.assertEqual(len(self.complaints(LATEX.replace("y + z", "ä + z"))), 1)
+
+    def test_rejects_a_dollar_that_stands_alone(self):
+        self.assertEqual(len(self.complaints(LATEX.replace("`$5`", "$5"))), 1)
 
 
 if __name__ == "__main__":
