@@ -20,6 +20,7 @@ Tensor at_timestep(const Tensor& table, const Tensor& t, const Tensor& like) {
   return gather_timesteps(table.to(like.device()), t, like.rank(), like.dtype());
 }
 
+// Eq. 1 is a chain of these steps.
 // Eq. 2: x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) eps.
 Tensor q_step(const Schedule& schedule, const Tensor& x_prev, const Tensor& t, const Tensor& eps) {
   require_same_shape("q_step", x_prev, eps);

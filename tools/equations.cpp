@@ -18,7 +18,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kFirstRequired = 2, kLastRequired = 19;  // of "Improved DDPM"
+constexpr int kFirstRequired = 1, kLastRequired = 19;  // of "Improved DDPM"
 // The folders whose tags must have an equation; a tag elsewhere (a tutorial's, say) is not checked.
 constexpr const char* kTaggedFolders[] = {"core", "cuda", "nn", "diffusion"};
 constexpr const char* kPage = "docs/equations.md";
@@ -211,7 +211,7 @@ std::string render_page(const std::vector<Equation>& equations, const fs::path& 
   page << "<!-- Generated from equations.toml by tools/equations: edit that file, "
           "not this one. -->\n"
           "# The equations, and where they live\n\n"
-          "Equations 2-19 are numbered as in Nichol and Dhariwal, *Improved Denoising Diffusion\n"
+          "Equations 1-19 are numbered as in Nichol and Dhariwal, *Improved Denoising Diffusion\n"
           "Probabilistic Models* ([arXiv 2102.09672](https://arxiv.org/abs/2102.09672)), "
           "DDIM's as in Song, Meng\nand Ermon, *Denoising Diffusion Implicit Models*\n"
           "([arXiv 2010.02502](https://arxiv.org/abs/2010.02502)), in the first paper's symbols. "
