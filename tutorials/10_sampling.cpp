@@ -96,12 +96,12 @@ void chain(const VNetwork& network, const Tensor& x_T, const Options& options) {
 //
 // ```text
 // steps   DDPM, variance beta   DDPM, beta_tilde   DDIM
-//  1000                 0.300              0.298  0.300
-//   100                 0.306              0.283  0.294
-//    50                 0.315              0.270  0.287
-//    25                 0.326              0.252  0.274
-//    10                 0.367              0.209  0.234
-//     5                 0.470              0.152  0.165
+//   250                 0.299              0.291  0.298
+//   100                 0.306              0.286  0.294
+//    50                 0.312              0.272  0.287
+//    25                 0.325              0.253  0.274
+//    10                 0.366              0.208  0.234
+//     5                 0.466              0.151  0.165
 // ```
 //
 // With $\beta_t$ a step adds too much, with $\tilde\beta_t$ too little: the truth is between them
