@@ -201,7 +201,7 @@ Tensor bits(const UNet& unet, const GaussianDiffusion& learned, const Tensor& x_
 // that no $t$ is forgotten. With the 10 images' terms from above:
 //
 // ```text
-// one term, drawn evenly, says 4.48 +- 32.2; by eq. 18, 4.48 +- 1.2
+// one term, drawn evenly, says 4.48 +- 32; by eq. 18, 4.48 +- 1.2
 // p at t = 0: 0.476, 1: 0.0994, 10: 0.0115, 100: 0.0004
 // ```
 //
@@ -218,7 +218,7 @@ void importance(const Tensor& vlb, const Options& options) {
     const Tensor along = Tensor::from<double>({T}, {probability.rbegin(), probability.rend()});
     return std::sqrt(sum(square(vlb) / along).item() / N - mean * mean);
   };
-  fmt::print("one term, drawn evenly, says {:.2f} +- {:.1f}; by eq. 18, {:.2f} +- {:.1f}\n", mean,
+  fmt::print("one term, drawn evenly, says {:.2f} +- {:.0f}; by eq. 18, {:.2f} +- {:.1f}\n", mean,
              deviation(UniformSampler(T).probabilities()), mean, deviation(p));
   fmt::print("p at t = 0: {:.3f}, 1: {:.4f}, 10: {:.4f}, 100: {:.4f}\n", p[0], p[1], p[10], p[100]);
   save(options, "11_probabilities.png",
