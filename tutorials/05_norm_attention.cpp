@@ -136,8 +136,8 @@ void two_things(const Tensors& in) {
 // ```
 //
 // **Backwards**, in matrices, from the end. $O = A V$ is a matrix product, so (tutorial 4)
-// $\bar V = A^\top \bar O$ and $\bar A = \bar O V^\top$. For the softmax, $\partial a_{ij} /
-// \partial s_{il} = a_{ij} (\delta_{jl} - a_{il})$, and so
+// $\bar V = A^\top \bar O$ and $\bar A = \bar O V^\top$. For the softmax,
+// $\partial a_{ij} / \partial s_{il} = a_{ij} (\delta_{jl} - a_{il})$, and so
 //
 // $$\bar s_{ij} = a_{ij} \Big( \bar a_{ij} - \sum_l \bar a_{il}\, a_{il} \Big)$$
 //

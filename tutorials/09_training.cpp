@@ -1,8 +1,7 @@
 // # 9. Training: from a bound to a loop
 //
-// Tutorial 8 took a network that knows the noise for granted. Here one learns it, from images of
-// clothes, in a few seconds. What is to be minimised? The paper has a bound of many terms (eq. 4 to
-// 7), the code a mean squared error (eq. 14). We go from one to the other and train by it.
+// Tutorial 8 took a network that knows the noise for granted. Here one learns it in a few seconds.
+// The paper has a bound of many terms to minimise (eq. 4 to 7), the code a squared error (eq. 14).
 #include <cmath>
 #include <numbers>
 
@@ -24,11 +23,10 @@ namespace {
 // $$-\log p_\theta(x_0) \le L_{\text{vlb}}
 //   = \mathbb{E}_q \left[ \log \frac{q(x_{1:T} \mid x_0)}{p_\theta(x_{0:T})} \right]$$
 //
-// Both are products over the chain. By Bayes' rule each factor $q(x_t \mid x_{t-1})$ is $q(x_{t-1}
-// \mid x_t, x_0)\, q(x_t \mid x_0) / q(x_{t-1} \mid x_0)$, and of the last fraction everything
+// Both are products over the chain. By Bayes' rule $q(x_t \mid x_{t-1})$ is
+// $q(x_{t-1} \mid x_t, x_0)\, q(x_t \mid x_0) / q(x_{t-1} \mid x_0)$, and of the fraction all
 // cancels between neighbours but $q(x_T \mid x_0)$. What is left pairs each step back of the model
-// with the true posterior's (tutorial 8). In each pair both are normal, and the mean of the log of
-// their ratio is a Kullback-Leibler divergence:
+// with the true posterior's. The mean of the log of their ratio is a Kullback-Leibler divergence:
 //
 // $$L_{\text{vlb}} = \underbrace{D_{\text{KL}}(q(x_T \mid x_0) \,\Vert\, p(x_T))}_{L_T}
 //   + \sum_{t>1} \underbrace{D_{\text{KL}}(q(x_{t-1} \mid x_t, x_0) \,\Vert\,
@@ -36,7 +34,7 @@ namespace {
 //
 // These are eq. 7, 6 and 5. Is it true? One pixel, 50 steps, and a network that says
 // $\epsilon_\theta = 0.7\, x_t$. We walk 20,000 chains and average the log of the ratio along them,
-// and beside it the divergences, both good to 0.01. ($L_0$ is in both and left out.)
+// and beside it the divergences. ($L_0$ is in both and left out; the last digit is chance.)
 //
 // ```text
 // along the chains: 2.64 nats; by divergences: 2.63, of which L_T 0.0000
@@ -71,17 +69,16 @@ void bound_two_ways() {
 // ## From the bound to eq. 14
 //
 // $L_T$ has no parameters, and it is next to nothing. In $L_{t-1}$ let the model's variance be the
-// posterior's, $\tilde\beta_t$. The divergence of two normal distributions of one variance is the
-// squared distance of their means over twice the variance, and by tutorial 8 both means are eq. 13,
-// one with $\epsilon$ and one with $\epsilon_\theta$:
+// posterior's, $\tilde\beta_t$. The divergence is then the squared distance of the means over twice
+// the variance, and by tutorial 8 both means are eq. 13, each with its noise:
 //
 // $$L_{t-1} = \frac{|\tilde\mu_t - \mu_\theta|^2}{2 \tilde\beta_t}
 //   = w_t\, |\epsilon - \epsilon_\theta|^2,
 //   \qquad w_t = \frac{\beta_t^2}{2 \tilde\beta_t\, \alpha_t (1 - \bar\alpha_t)}$$
 //
-// Eq. 14 is this with $w_t = 1$: $L_{\text{simple}} = \mathbb{E}\, |\epsilon -
-// \epsilon_\theta|^2$ with $t$ drawn evenly. The bound cares most for the first steps, where the
-// noise is too small to see; eq. 14 gives the steps that make the picture their say.
+// Eq. 14 is this with $w_t = 1$: $L_{\text{simple}} = \mathbb{E}\, |\epsilon - \epsilon_\theta|^2$
+// with $t$ drawn evenly. The bound cares most for the first steps, where the noise is too small to
+// see; eq. 14 gives the steps that make the picture their say.
 //
 // ```text
 // L_{t-1} is w_t times the squared error from t = 1 on: yes
@@ -135,8 +132,7 @@ Tensor train_step(const UNet& unet, AdamW& optimizer, const Schedule& schedule,
   return each.detach();
 }
 
-// The library's `Trainer` does the same. Besides, it checks, reports, cuts batches in parts and
-// draws by the number of the step, so that a run can be resumed. Given one start and one batch:
+// The library's `Trainer` does the same; besides, it checks, reports, and can be resumed:
 //
 // ```text
 // three steps: losses agree with the Trainer's to 1e-5: yes
@@ -188,21 +184,20 @@ void same_as_trainer(const Tensor& images) {
 // ```
 //
 // ![Samples by the weights and by their average, from the same noise](09_samples.png)
-void report(const std::string& when, const UNet& unet, const Schedule& schedule,
-            const Tensor& images) {
+void report(const std::string& when, const UNet& unet, const Schedule& schedule, const Tensor& x) {
   const NoGrad no_grad;
-  const int64_t N = images.size(0), quarter = N / 4;
+  const int64_t N = x.size(0), quarter = N / 4;
   const Tensor t = 1.0 * schedule.T / N * Tensor::arange(N).to(DType::kFloat64);
-  const Tensor eps = Generator(4).normal(images.shape(), DType::kFloat64);
-  const Tensor each = losses(unet, schedule, {images, t.to(DType::kInt64), eps, {}, {}, {}});
+  const Tensor eps = Generator(4).normal(x.shape(), DType::kFloat64);
+  const Tensor each = losses(unet, schedule, {x, t.to(DType::kInt64), eps, {}, {}, {}});
   fmt::print("{:10}", when);
   for (int64_t q = 0; q < 4; ++q)
     fmt::print("{:8.3f}", mean(each.slice(q * quarter, (q + 1) * quarter)).item());
   fmt::print("{:8.3f}\n", mean(each).item());
 }
 
-void run_training(const Schedule& schedule, const Tensor& train, const Tensor& test,
-                  const Options& options) {
+void run(const Schedule& schedule, const Tensor& train, const Tensor& test,
+         const Options& options) {
   const Settings settings = small_settings();
   Generator start(5), random(6);
   const std::unique_ptr<UNet> unet = small_unet(settings, start);
@@ -237,7 +232,7 @@ void run_training(const Schedule& schedule, const Tensor& train, const Tensor& t
   look("weights");
   const SwappedParameters swapped(optimizer.parameters(), optimizer.ema(0));
   look("average");
-  save(options, "09_samples.png", labelled_rows(std::vector<std::string>(10), rows, 6));
+  save(options, "09_samples.png", labelled_rows({}, rows, 6));
 }
 
 }  // namespace
@@ -249,7 +244,7 @@ void tutorial_main(const Options& options) {
   bound_two_ways();
   weights(diffusion, test.slice(0, 4));
   same_as_trainer(train);
-  run_training(diffusion.schedule(), train, test, options);
+  run(diffusion.schedule(), train, test, options);
 }
 
 }  // namespace mutilde::tutorial

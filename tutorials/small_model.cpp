@@ -52,4 +52,25 @@ void train_small(const UNet& unet, const LossFunction& losses, int64_t T, int64_
   }
 }
 
+VNetwork::VNetwork(const Settings& settings, Generator& random)
+    : schedule_(make_diffusion(settings).schedule()), unet_(small_unet(settings, random)) {}
+
+Tensor VNetwork::x_0_hat(const Tensor& x_t, const Tensor& t) const {
+  return at_timestep(schedule_.sqrt_alpha_bar, t, x_t) * x_t -
+         at_timestep(schedule_.sqrt_one_minus_alpha_bar, t, x_t) * unet_->forward(x_t, t);
+}
+
+Model VNetwork::model() const {
+  return [this](const Tensor& x_t, const Tensor& t) { return x_0_hat(x_t, t); };
+}
+
+void VNetwork::train(int64_t steps) const {
+  const auto losses = [this](const Tensor& x_0, const Tensor& t, const Tensor& eps) {
+    const Tensor v = at_timestep(schedule_.sqrt_alpha_bar, t, x_0) * eps -
+                     at_timestep(schedule_.sqrt_one_minus_alpha_bar, t, x_0) * x_0;
+    return mean_flat(square(v - unet_->forward(q_sample(schedule_, x_0, t, eps), t)));
+  };
+  train_small(*unet_, losses, schedule_.T, steps);
+}
+
 }  // namespace mutilde::tutorial

@@ -28,4 +28,20 @@ using LossFunction = std::function<Tensor(const Tensor& x_0, const Tensor& t, co
 /// Trains on Fashion-MNIST by the loop that tutorial 9 explains; the weights become their average.
 void train_small(const UNet& unet, const LossFunction& losses, int64_t T, int64_t steps);
 
+/// A network that names v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0 (Salimans and Ho 2022).
+class VNetwork {
+ public:
+  VNetwork(const Settings& settings, Generator& random);
+
+  /// sqrt(alpha_bar_t) x_t - sqrt(1 - alpha_bar_t) v. t: int64, of the process with all steps.
+  Tensor x_0_hat(const Tensor& x_t, const Tensor& t) const;
+  /// For a process whose ModelMean is kStartX.
+  Model model() const;
+  void train(int64_t steps) const;
+
+ private:
+  Schedule schedule_;
+  std::unique_ptr<UNet> unet_;
+};
+
 }  // namespace mutilde::tutorial

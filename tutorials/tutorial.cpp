@@ -111,9 +111,9 @@ Image labelled_rows(const std::vector<std::string>& columns, const std::vector<R
   for (const Row& row : rows) label_width = std::max(label_width, text_width(row.label));
   const Shape& shape = rows.front().images.shape();
   const int H = static_cast<int>(shape[1]), W = static_cast<int>(shape[2]);
-  const int left = label_width + 3 * kGap, top = kText + 2 * kGap;
+  const int left = label_width + 3 * kGap, top = columns.empty() ? kGap : kText + 2 * kGap;
   Image image(top + static_cast<int>(rows.size()) * (H * scale + kGap),
-              left + static_cast<int>(columns.size()) * (W * scale + kGap), 3);
+              left + static_cast<int>(shape[0]) * (W * scale + kGap), 3);
   std::fill(image.pixels.begin(), image.pixels.end(), uint8_t{255});
   for (size_t column = 0; column < columns.size(); ++column) {
     const int x = left + static_cast<int>(column) * (W * scale + kGap);

@@ -42,7 +42,7 @@ struct Row {
   std::string label;
   Tensor images;
 };
-/// Rows of images, each pixel enlarged `scale` times, with a label over every column.
+/// Rows of images, each pixel enlarged `scale` times, with a label over every column, or none.
 Image labelled_rows(const std::vector<std::string>& columns, const std::vector<Row>& rows,
                     int scale = 3);
 /// Writes out/name as PNG and says so.
