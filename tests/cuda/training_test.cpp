@@ -62,14 +62,20 @@ void randomise(const UNet& unet) {
   }
 }
 
+/// In float64.
+std::unique_ptr<UNet> random_unet(Device device) {
+  Generator random(1);
+  std::unique_ptr<UNet> unet = make_unet(tiny_settings(), random);
+  randomise(*unet);
+  unet->to(DType::kFloat64);
+  unet->to(device);
+  return unet;
+}
+
 // In float64 the two differ by rounding alone: some 30 layers, each of sums of at most 600 products.
 TEST(CudaUNet, ForwardAndEveryGradientAreTheCpus) {
   const auto results = [](Device device) {
-    Generator random(1);
-    const std::unique_ptr<UNet> unet = make_unet(tiny_settings(), random);
-    randomise(*unet);
-    unet->to(DType::kFloat64);
-    unet->to(device);
+    const std::unique_ptr<UNet> unet = random_unet(device);
     const Tensor x = uniform({2, 4, 4, 1}).to(device);
     const Tensor t = Tensor::from<int64_t>({2}, {3, 900}).to(device);
     const Tensor y = Tensor::from<int64_t>({2}, {2, 0}).to(device);
@@ -88,6 +94,27 @@ TEST(CudaUNet, ForwardAndEveryGradientAreTheCpus) {
     EXPECT_GT(largest(here[i].second.to_vector<double>()), 0) << here[i].first;
     expect_near(there[i].second, here[i].second, 1e-11, here[i].first);
   }
+}
+
+// Five steps of each sampler. Clipping keeps what a network of random weights makes of a rounding
+// error from growing from step to step.
+TEST(CudaSampling, ImagesAreTheCpus) {
+  const auto images = [](Device device) {
+    const NoGrad no_grad;
+    const std::unique_ptr<UNet> unet = random_unet(device);
+    const Tensor y = Tensor::from<int64_t>({2}, {2, 0}).to(device);
+    const Model model = [&](const Tensor& x_t, const Tensor& t) {
+      return unet->forward(x_t, t, y);
+    };
+    const SpacedDiffusion diffusion = make_diffusion(tiny_settings(), "5");
+    Generator generator(3);
+    const Tensor x_T = generator.normal({2, 4, 4, 1}, DType::kFloat64, device);
+    const Noise noise = noise_from(generator);
+    return std::vector<Tensor>{diffusion.p_sample_loop(model, x_T, noise),
+                               diffusion.ddim_sample_loop(model, x_T, noise)};
+  };
+  const auto here = images(Device::cpu()), there = images(gpu());
+  for (size_t i = 0; i < here.size(); ++i) expect_near(there[i], here[i], 1e-9, "images");
 }
 
 // The same timesteps, the same noise to a few roundings, the same dropout. AdamW's first step is lr
