@@ -294,6 +294,24 @@ async def check_keyboard(page):
     await page.evaluate("ready.then(({sampler}) => sampler.pause())")
 
 
+async def check_own_image(page):
+    shot = await page.send("Page.captureScreenshot")
+    with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        file.write(base64.b64decode(shot["data"]))
+        file.flush()
+        root = (await page.send("DOM.getDocument"))["root"]["nodeId"]
+        control = (await page.send("DOM.querySelector", nodeId=root, selector="#file"))["nodeId"]
+        await page.send("DOM.setFileInputFiles", files=[file.name], nodeId=control)
+        deadline = time.monotonic() + 30
+        while await page.evaluate("$('x-0-hat').width") != 96 and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+    colours = await page.evaluate("""(() => {
+      const {data} = $("x-0").getContext("2d").getImageData(0, 0, 96, 96);
+      return new Set(new Uint32Array(data.buffer)).size;
+    })()""")
+    expect(await page.evaluate("$('x-0-hat').width") == 96 and colours > 10, "the reader's own image is taken")
+
+
 async def check_width(page):
     for width in (320, 390):
         await page.size(width, 844, mobile=True)
@@ -351,6 +369,7 @@ async def main():
         await check_numbers(page, arguments)
         await check_responsive(page)
         await check_keyboard(page)
+        await check_own_image(page)
         await check_width(page)
         expect(page.problems == [], f"no error was reported by the browser {page.problems or ''}")
         if arguments.screenshots:

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs what mutilde needs on Debian 12: only what is missing, without a question.
-#   scripts/install_deps.sh             everything: build, tests, format check, both compilers
-#   scripts/install_deps.sh --minimal   what scripts/quickstart.sh needs
-#   scripts/install_deps.sh --docs      what scripts/docs.sh needs
+#   scripts/install_deps.sh                everything: build, tests, format check, both compilers
+#   scripts/install_deps.sh --minimal      what scripts/quickstart.sh needs
+#   scripts/install_deps.sh --docs         what scripts/docs.sh needs
 #   scripts/install_deps.sh --playground   what scripts/playground.sh needs
 # Without root (and without a sudo that asks nothing) it names the missing packages and exits with 1.
 set -euo pipefail
