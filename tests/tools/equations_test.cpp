@@ -21,7 +21,7 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-/// A repository in a temporary folder: equations 2-19 and DDIM 12, a function and a test for each.
+/// A repository in a temporary folder: equations 1-19 and DDIM 12, a function and a test for each.
 class EquationMap : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -29,7 +29,7 @@ class EquationMap : public ::testing::Test {
     root_ = fs::path(::testing::TempDir()) / (std::string("equation_map_") + info->name());
     fs::remove_all(root_);
     std::vector<std::string> ids;
-    for (int number = 2; number <= 19; ++number) ids.push_back(std::to_string(number));
+    for (int number = 1; number <= 19; ++number) ids.push_back(std::to_string(number));
     ids.emplace_back("DDIM 12");
     std::string map, header, code, tests;
     for (std::size_t i = 0; i < ids.size(); ++i) {
