@@ -47,10 +47,10 @@ __global__ void reduce_terms(Terms s, const T* x, T* out) {
   const int64_t output = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   T result = Op::identity();
   if (output < s.outputs) {
-    const T* from = x + s.first(output);
+    const int64_t first = s.first(output);  // no address yet: x is null where there are no terms
     const int64_t begin = blockIdx.y * s.chunk, end = min(begin + s.chunk, s.terms);
     for (int64_t i = begin + threadIdx.y; i < end; i += blockDim.y) {
-      result = Op::combine(result, from[s.next(i)]);
+      result = Op::combine(result, x[first + s.next(i)]);
     }
   }
   T* mine = partial + threadIdx.y * blockDim.x + threadIdx.x;

@@ -60,7 +60,7 @@ std::vector<int64_t> nearest_timesteps(const Schedule& trained,
                                        const std::vector<double>& alpha_bar);
 
 /// Takes a network through one schedule that was trained on another. x_t of the same alpha_bar is
-/// the same random variable in both (eq. 8), so at each step the network is shown the t of its own
+/// distributed the same in both (eq. 8), so at each step the network is shown the t of its own
 /// schedule at which x_t has the nearest noise. On the schedule of its training that is t itself,
 /// and the samples are those of `mutilde sample`.
 class Sampling {

@@ -387,7 +387,7 @@ async function main() {
     setText("model", `A UNet of ${(model.parameters / 1e6).toFixed(2)} million weights, trained for ` +
       `${model.step.toLocaleString("en")} steps on Fashion-MNIST with the ${model.schedule} schedule. What it is ` +
       `shown beside x_t is how noisy that is, as a t of the ${model.schedule} schedule; on another one each step ` +
-      "shows it the t of nearest alpha_bar_t, where by eq. 8 x_t is the same random variable.");
+      "shows it the t of nearest alpha_bar_t, where by eq. 8 x_t has the same distribution.");
     const forward = new Forward(engine), sampler = new Sampler(engine, model);
     await forward.update();
     setText("status", `Ready, ${(performance.now() / 1000).toFixed(1)} s after the page was opened.`);

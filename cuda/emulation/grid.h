@@ -29,7 +29,7 @@ constexpr const char* pretty_function() {
   return __PRETTY_FUNCTION__;
 }
 
-/// "mutilde::map<float, Silu>"
+/// "mutilde::map<float, Silu>"; from clang 14 "mutilde::map".
 template <auto kernel>
 constexpr std::string_view kernel_name() {
   // "... pretty_function() [with auto kernel = NAME]" or, from clang, "... [kernel = &NAME]".

@@ -41,8 +41,8 @@ TEST_F(MemoryFault, ATensorThatIsOneElementTooShort) {
   use_cuda();
   const Tensor x = Tensor::zeros({100}, DType::kFloat32, Device::cuda());
   EXPECT_DEATH(backend(Device::cuda()).fill(1, View{x.raw(), DType::kFloat32, Shape{101}}),
-               "heap-buffer-overflow(.|\n)*emulation: in .*Fill<float>.*: block \\(0,0,0\\), "
-               "thread \\(100,0,0\\)");
+               "heap-buffer-overflow(.|\n)*Fill<float>(.|\n)*emulation: in .*for_each.*: block "
+               "\\(0,0,0\\), thread \\(100,0,0\\)");
 }
 
 __global__ void write_dynamic(int index) {
