@@ -33,7 +33,7 @@ class EquationMap : public ::testing::Test {
     ids.emplace_back("DDIM 12");
     std::string map, header, code, tests;
     for (std::size_t i = 0; i < ids.size(); ++i) {
-      const std::string name = "f_" + std::to_string(i + 2);
+      const std::string name = "f_" + std::to_string(i + 1);
       map += "[[equation]]\nid = \"" + ids[i] + "\"\ntitle = \"The title of " + ids[i] +
              "\"\nlatex = '''\n\\frac{\\alpha_t}{2}\n'''\nfunctions = [{ name = \"" + name +
              "\", file = \"diffusion/all.cpp\" }]\ntests = [\"All." + name + "\"]\n\n";
@@ -156,7 +156,7 @@ TEST_F(EquationMap, ReportsAnIdThatComesTwice) {
 
 TEST_F(EquationMap, ReportsWrongLatex) {
   replace("docs/equations.toml", "\\frac{\\alpha_t}{2}", "\\frac{\\alpha_t}{2");
-  EXPECT_THAT(problems(), ElementsAre("Eq. 2: LaTeX: { is never closed"));
+  EXPECT_THAT(problems(), ElementsAre("Eq. 1: LaTeX: { is never closed"));
 }
 
 TEST_F(EquationMap, ReportsAStalePage) {
