@@ -14,7 +14,10 @@ namespace {
 /// The CPU behind a profiler, as long as this lives.
 class Profiled {
  public:
-  Profiled() : before_(register_backend(DeviceType::kCpu, get)) { profiler().clear(); }
+  Profiled() {
+    profiler().clear();  // made before it is registered: it asks for the CPU's backend
+    before_ = register_backend(DeviceType::kCpu, get);
+  }
   ~Profiled() { register_backend(DeviceType::kCpu, before_); }
   const ProfilingBackend& noted() const { return profiler(); }
 
@@ -24,7 +27,7 @@ class Profiled {
     return instance;
   }
   static Backend& get(int) { return profiler(); }
-  MakeBackend before_;
+  MakeBackend before_ = nullptr;
 };
 
 /// Operations of every kernel whose name begins so.
