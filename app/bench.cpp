@@ -97,18 +97,12 @@ struct Profile {
   KernelProfile total;
 };
 
-/// Runs the steps on a backend that notes what its kernels do.
 Profile profile_of(const std::function<void()>& step, int64_t steps, bool shapes) {
-  static ProfilingBackend profiler(backend(Device::cpu()));
-  profiler.clear();
-  const MakeBackend before =
-      register_backend(DeviceType::kCpu, [](int) -> Backend& { return profiler; });
+  const CpuProfiling profiling;
   for (int64_t i = 0; i < steps; ++i) step();
-  register_backend(DeviceType::kCpu, before);
-
   std::map<std::string, KernelProfile> by_name;
   Profile profile;
-  for (const auto& [key, did] : profiler.profiles()) {
+  for (const auto& [key, did] : profiling.noted().profiles()) {
     by_name[shapes ? key.first + " " + key.second : key.first] += did;
     profile.total += did;
   }
@@ -202,19 +196,11 @@ Settings settings_of(const CommandLine& line, const BenchFlags& flags) {
   return settings;
 }
 
-/// The operations of the matrix products and convolutions, attention's among them: what the share
-/// of the peak counts.
-double product_operations(const Profile& profile) {
-  double sum = 0;
-  for (const auto& [name, did] : profile.rows) {
-    for (const char* kind : {"conv2d", "linear", "matmul", "attention"}) {
-      if (name.starts_with(kind)) {
-        sum += did.operations;
-        break;
-      }
-    }
-  }
-  return sum;
+/// What the share of the peak counts.
+double product_operations(const std::function<void()>& step) {
+  const CpuProfiling profiling;
+  step();
+  return profiling.noted().product_operations();
 }
 
 }  // namespace
@@ -229,7 +215,7 @@ int bench_command(const std::vector<std::string>& arguments) {
       flags.mode == "train" ? training_step(settings) : sampling_step(settings);
   const double first_ms = milliseconds(step);
   step();
-  const double operations = product_operations(profile_of(step, 1, false));
+  const double operations = product_operations(step);
   if (flags.serve) {
     std::cout << "ready " << operations << " " << settings.batch_size << " "
               << peak_gflops(kernel_threads()) << std::endl;

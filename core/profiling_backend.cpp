@@ -42,7 +42,31 @@ double attention_product(const ConstView& qkv) {
   return 2 * N * T * T * C;
 }
 
+ProfilingBackend& cpu_profiler() {
+  static ProfilingBackend instance(backend(Device::cpu()));
+  return instance;
+}
+
+Backend& make_cpu_profiler(int) { return cpu_profiler(); }
+
 }  // namespace
+
+CpuProfiling::CpuProfiling() {
+  cpu_profiler().clear();  // made before it is registered: it asks for the CPU's backend
+  before_ = register_backend(DeviceType::kCpu, make_cpu_profiler);
+}
+CpuProfiling::~CpuProfiling() { register_backend(DeviceType::kCpu, before_); }
+const ProfilingBackend& CpuProfiling::noted() const { return cpu_profiler(); }
+
+double ProfilingBackend::product_operations() const {
+  double sum = 0;
+  for (const auto& [key, did] : profiles_) {
+    for (const char* product : {"conv2d", "linear", "matmul", "attention"}) {
+      if (key.first.starts_with(product)) sum += did.operations;
+    }
+  }
+  return sum;
+}
 
 KernelProfile& KernelProfile::operator+=(const KernelProfile& other) {
   calls += other.calls;

@@ -29,6 +29,8 @@ class ProfilingBackend final : public Backend {
   const std::map<std::pair<std::string, std::string>, KernelProfile>& profiles() const {
     return profiles_;
   }
+  /// Of the matrix products: linear, matmul, attention and convolutions, with what begins as they do.
+  double product_operations() const;
   void clear() { profiles_.clear(); }
 
   void* allocate(size_t bytes) override { return inner_.allocate(bytes); }
@@ -91,6 +93,20 @@ class ProfilingBackend final : public Backend {
 
   Backend& inner_;
   std::map<std::pair<std::string, std::string>, KernelProfile> profiles_;
+};
+
+/// Puts a profiler in the place of the CPU's backend for as long as it lives. One at a time.
+class CpuProfiling {
+ public:
+  CpuProfiling();
+  ~CpuProfiling();
+  CpuProfiling(const CpuProfiling&) = delete;
+  CpuProfiling& operator=(const CpuProfiling&) = delete;
+
+  const ProfilingBackend& noted() const;
+
+ private:
+  MakeBackend before_;
 };
 
 }  // namespace mutilde
