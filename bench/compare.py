@@ -68,12 +68,12 @@ class Runner:
 
 
 def measure(args, preset, mode):
-    ours = Runner("mutilde", [args.mutilde, "bench", "--preset", preset, "--mode", mode, "--serve"])
+    # Neither side is held to the settings of the shell: a distribution's older OpenBLAS kernel, or how threads wait.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OPENBLAS_", "OMP_"))}
+    ours = Runner("mutilde", [args.mutilde, "bench", "--preset", preset, "--mode", mode, "--serve"], environment)
     flops, batch, peak = ours.wait_ready()
     peers = []
     if args.python:
-        # Some distributions force an older OpenBLAS kernel here; the peer gets this processor's best.
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
         for variant in args.variants.split(","):
             peers.append(Runner(variant, [args.python, f"{HERE}/peer_torch.py", "--preset", preset, "--mode", mode,
                                           "--serve"] + VARIANTS[variant], environment))

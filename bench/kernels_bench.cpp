@@ -2,18 +2,23 @@
 // share of what the machine can do.
 //
 //   kernels_bench [small|medium|cifar] [words that the kernel or the shape must contain]
+//   kernels_bench --serve ...    the same layers, timed when asked (bench/layers.py does)
 //
-// `count` is how often a training step runs the shape; the last lines weigh all shapes with it.
+// `count` is how often a training step runs the shape; the last lines weigh all shapes with it. Where
+// oneDNN was found it runs the same layer in turn; `ratio` is its time over ours.
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cstdio>
 #include <functional>
+#include <iostream>
 #include <map>
 #include <string>
 #include <vector>
 
 #include <fmt/format.h>
 
+#include "bench/onednn.h"
 #include "core/cpu/cpu_backend.h"
 #include "core/cpu/parallel.h"
 #include "core/cpu/peak.h"
@@ -125,48 +130,62 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-/// Median time of a call, in seconds, over 0.15 s and at least 5 calls; the first call warms up.
-double median_seconds(const std::function<void()>& call) {
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<int64_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+/// Median time of a call, in seconds, over 0.03 s and at least 3 calls; the first call warms up.
+double burst_seconds(const std::function<void()>& call) {
   call();
   std::vector<double> times;
-  for (double total = 0; total < 0.15 || times.size() < 5; total += times.back()) {
+  for (double total = 0; total < 0.03 || times.size() < 3; total += times.back()) {
     const double start = now();
     call();
     times.push_back(now() - start);
   }
-  std::nth_element(times.begin(), times.begin() + static_cast<int64_t>(times.size() / 2),
-                   times.end());
-  return times[times.size() / 2];
+  return median(times);
 }
 
+/// One kernel on one shape.
+struct Layer {
+  std::string kernel, shape;  // as the table names them
+  std::string peer_layer;     // as bench/layers.py reads it: a kind of layer and its sizes
+  int count;                  // in a training step
+  double work;                // floating-point operations, or bytes where `bytes`
+  bool bytes;
+  std::function<void()> ours, onednn;  // onednn is empty where it has no such layer
+};
+
+/// Prints a row a layer, and at the end the sums by kernel, weighed by count.
 class Table {
  public:
-  Table(std::vector<std::string> words, double peak) : words_(std::move(words)), peak_(peak) {
-    fmt::print("{:<34} {:<34} {:>5} {:>9} {:>9} {:>7}\n", "kernel", "shape", "count", "ms",
-               "GFLOP/s", "share");
+  explicit Table(double peak) : peak_(peak) {
+    fmt::print("{:<27} {:<30} {:>5} {:>9} {:>9} {:>7} {:>10} {:>6}\n", "kernel", "shape", "count",
+               "ms", "GFLOP/s", "share", "oneDNN ms", "ratio");
   }
-  /// work: floating-point operations, or bytes where `bytes`.
-  void row(const char* kernel, const std::string& shape, int count, double work, bool bytes,
-           const std::function<void()>& call) {
-    const std::string name = fmt::format("{} {}", kernel, shape);
-    for (const std::string& word : words_) {
-      if (name.find(word) == std::string::npos) return;
+  void add(const Layer& layer) {
+    std::vector<double> ours, theirs, ratios;
+    for (int turn = 0; turn < 5; ++turn) {
+      ours.push_back(burst_seconds(layer.ours));
+      if (!layer.onednn) continue;
+      theirs.push_back(burst_seconds(layer.onednn));
+      ratios.push_back(theirs.back() / ours.back());
     }
-    const double seconds = median_seconds(call);
-    fmt::print("{:<34} {:<34} {:>5} {:>9.3f} {:>9.1f} {:>7}\n", kernel, shape, count, seconds * 1e3,
-               work / seconds * 1e-9,
-               bytes ? "GB/s" : fmt::format("{:.1f} %", 100 * work / seconds / peak_));
-    Total& total = totals_[kernel];
-    total.seconds += count * seconds;
-    total.work += count * work;
-    total.bytes = bytes;
+    const Total row{median(ours), layer.work, layer.bytes};
+    print(layer.kernel, layer.shape, std::to_string(layer.count), row);
+    if (layer.onednn) fmt::print(" {:>10.3f} {:>6.2f}", median(theirs) * 1e3, median(ratios));
+    fmt::print("\n");
+    Total& total = totals_[layer.kernel];
+    total.seconds += layer.count * row.seconds;
+    total.work += layer.count * row.work;
+    total.bytes = row.bytes;
   }
   ~Table() {
     for (const auto& [kernel, total] : totals_) {
-      fmt::print(
-          "{:<34} {:<34} {:>5} {:>9.3f} {:>9.1f} {:>7}\n", kernel, "all, weighed by count", "",
-          total.seconds * 1e3, total.work / total.seconds * 1e-9,
-          total.bytes ? "GB/s" : fmt::format("{:.1f} %", 100 * total.work / total.seconds / peak_));
+      print(kernel, "all, weighed by count", "", total);
+      fmt::print("\n");
     }
   }
 
@@ -175,19 +194,52 @@ class Table {
     double seconds = 0, work = 0;
     bool bytes = false;
   };
-  std::vector<std::string> words_;
+  void print(const std::string& kernel, const std::string& shape, const std::string& count,
+             const Total& total) const {
+    const double rate = total.work / total.seconds;
+    fmt::print("{:<27} {:<30} {:>5} {:>9.3f} {:>9.1f} {:>7}", kernel, shape, count,
+               total.seconds * 1e3, rate * 1e-9,
+               total.bytes ? "GB/s" : fmt::format("{:.1f} %", 100 * rate / peak_));
+  }
+
   double peak_;
   std::map<std::string, Total> totals_;
 };
 
-void measure(const Preset& preset, const std::vector<std::string>& words) {
+/// Announces the layer on a line of its own and times it whenever asked, until the next is asked for.
+void serve(const Layer& layer) {
+  fmt::print("layer\t{}\t{}\t{}\t{}\t{}\t{}\n", layer.kernel, layer.shape, layer.peer_layer,
+             layer.count, layer.work, layer.bytes ? "bytes" : "flops");
+  std::fflush(stdout);
+  for (std::string word; std::cin >> word && word == "time";) {
+    const double ours = burst_seconds(layer.ours) * 1e3;
+    const double onednn = layer.onednn ? burst_seconds(layer.onednn) * 1e3 : 0;
+    fmt::print("{} {}\n", ours, onednn);
+    std::fflush(stdout);
+  }
+}
+
+/// Empty in a build without oneDNN.
+std::function<void()> onednn_conv2d_or_none([[maybe_unused]] auto... arguments) {
+#ifdef MUTILDE_ONEDNN
+  return onednn_conv2d(arguments...);
+#else
+  return {};
+#endif
+}
+std::function<void()> onednn_linear_or_none([[maybe_unused]] auto... arguments) {
+#ifdef MUTILDE_ONEDNN
+  return onednn_linear(arguments...);
+#else
+  return {};
+#endif
+}
+
+/// Hands every layer of the preset to `visit`, whose buffers live as long as the visit.
+void visit_layers(const Preset& preset, const std::function<void(const Layer&)>& visit) {
   static CpuBackend cpu;
   const Workload work = workload(preset);
   const int64_t N = work.batch;
-  const double machine = peak_gflops(thread_count()) * 1e9;
-  fmt::print("\n{}: batch {}, {} threads, peak {:.1f} GFLOP/s ({:.1f} on one)\n", preset.name, N,
-             thread_count(), machine * 1e-9, peak_gflops(1));
-  Table table(words, machine);
 
   for (const auto& [key, count] : work.conv) {
     const auto [size, C, C_out, kernel, stride] = key;
@@ -196,61 +248,94 @@ void measure(const Preset& preset, const std::vector<std::string>& words) {
         dweight(weight.shape);
     Buffer bias({C_out}), out({N, size_out, size_out, C_out});
     const Conv2dGeometry geometry{stride, kernel / 2};
-    const double flops = 2.0 * static_cast<double>(out.shape.numel() * kernel * kernel * C);
-    const std::string shape =
-        fmt::format("{0}x{0} {1}x{1}/{2} {3} -> {4}", size, kernel, stride, C, C_out);
-    table.row("conv2d", shape, count, flops, false,
-              [&] { cpu.conv2d(x, weight, bias, geometry, out); });
-    if (C > 3) {
-      table.row("conv2d_backward_input", shape, count, flops, false,
-                [&] { cpu.conv2d_backward_input(out, weight, geometry, dx); });
+    const auto layer = [&, size = size, C = C, C_out = C_out, kernel = kernel, stride = stride,
+                        count = count](const char* name, Pass pass, std::function<void()> ours) {
+      visit({name, fmt::format("{0}x{0} {1}x{1}/{2} {3} -> {4}", size, kernel, stride, C, C_out),
+             fmt::format("conv2d {} {} {} {} {} {}", N, size, C, C_out, kernel, stride), count,
+             2.0 * static_cast<double>(out.shape.numel() * kernel * kernel * C), false,
+             std::move(ours), onednn_conv2d_or_none(pass, N, size, C, C_out, kernel, stride)});
+    };
+    layer("conv2d", Pass::kForward, [&] { cpu.conv2d(x, weight, bias, geometry, out); });
+    if (C > 3) {  // nobody asks for the gradient of the image
+      layer("conv2d_backward_input", Pass::kBackwardInput,
+            [&] { cpu.conv2d_backward_input(out, weight, geometry, dx); });
     }
-    table.row("conv2d_backward_weight", shape, count, flops, false,
-              [&] { cpu.conv2d_backward_weight(x, out, geometry, dweight); });
+    layer("conv2d_backward_weight", Pass::kBackwardWeight,
+          [&] { cpu.conv2d_backward_weight(x, out, geometry, dweight); });
   }
   for (const auto& [key, count] : work.linear) {
     const int64_t M = key[0], K = key[1], columns = key[2];
     Buffer x({M, K}), dx(x.shape), weight({columns, K}), dweight(weight.shape), bias({columns}),
         out({M, columns});
-    const double flops = 2.0 * static_cast<double>(M * columns * K);
-    const std::string shape = fmt::format("{} x {} -> {}", M, K, columns);
     const auto batched = [](Buffer& b) {
       return View{b.data.data(), DType::kFloat32, {1, b.shape[0], b.shape[1]}};
     };
-    table.row("linear", shape, count, flops, false, [&] { cpu.linear(x, weight, bias, out); });
-    table.row("linear, gradient of x", shape, count, flops, false,
-              [&] { cpu.matmul(batched(out), false, batched(weight), false, batched(dx)); });
-    table.row("linear, gradient of weight", shape, count, flops, false,
-              [&] { cpu.matmul(batched(out), true, batched(x), false, batched(dweight)); });
+    const auto layer = [&, count = count](const char* name, Pass pass, std::function<void()> ours) {
+      visit({name, fmt::format("{} x {} -> {}", M, K, columns),
+             fmt::format("linear {} {} {}", M, K, columns), count,
+             2.0 * static_cast<double>(M * columns * K), false, std::move(ours),
+             onednn_linear_or_none(pass, M, K, columns)});
+    };
+    layer("linear", Pass::kForward, [&] { cpu.linear(x, weight, bias, out); });
+    layer("linear, gradient of x", Pass::kBackwardInput,
+          [&] { cpu.matmul(batched(out), false, batched(weight), false, batched(dx)); });
+    layer("linear, gradient of weight", Pass::kBackwardWeight,
+          [&] { cpu.matmul(batched(out), true, batched(x), false, batched(dweight)); });
   }
   for (const auto& [key, count] : work.attention) {
-    const int64_t T = key[0] * key[0], C = key[1];
-    Buffer qkv({N, T, 3 * C}), dqkv(qkv.shape), out({N, T, C}), log_sum_exp({N, work.heads, T});
+    const int64_t T = key[0] * key[0], C = key[1], heads = work.heads;
+    Buffer qkv({N, T, 3 * C}), dqkv(qkv.shape), out({N, T, C}), log_sum_exp({N, heads, T});
     const double flops = 4.0 * static_cast<double>(N * T * T * C);
-    const std::string shape =
-        fmt::format("{} positions, {} heads of {}", T, work.heads, C / work.heads);
-    table.row("attention", shape, count, flops, false,
-              [&] { cpu.attention(qkv, work.heads, out, log_sum_exp); });
-    table.row("attention_backward", shape, count, 2.5 * flops, false,
-              [&] { cpu.attention_backward(qkv, work.heads, out, log_sum_exp, out, dqkv); });
+    const std::string shape = fmt::format("{} positions, {} heads of {}", T, heads, C / heads);
+    const std::string peer_layer = fmt::format("attention {} {} {} {}", N, T, heads, C / heads);
+    visit({"attention",
+           shape,
+           peer_layer,
+           count,
+           flops,
+           false,
+           [&] { cpu.attention(qkv, heads, out, log_sum_exp); },
+           {}});
+    visit({"attention_backward",
+           shape,
+           peer_layer,
+           count,
+           2.5 * flops,
+           false,
+           [&] { cpu.attention_backward(qkv, heads, out, log_sum_exp, out, dqkv); },
+           {}});
   }
   for (const auto& [key, count] : work.norm) {
     const int64_t P = key[0] * key[0], C = key[1];
-    const bool scaled = key[2] != 0;
+    const bool scaled = key[2] != 0, silu = key[3] != 0;
     Buffer x({N, P, C}), out(x.shape), dx(x.shape), weight({C}), bias({C}), scale_shift({N, 2 * C}),
         dweight({C}), dbias({C}), dscale_shift({N, 2 * C}), mean({N, 32}), rstd({N, 32});
-    const GroupNormOptions options{32, 1e-5, key[3] != 0};
+    const GroupNormOptions options{32, 1e-5, silu};
     const double bytes = 4.0 * static_cast<double>(x.shape.numel());
-    const std::string shape = fmt::format("{} positions of {}{}{}", P, C, scaled ? ", scale" : "",
-                                          key[3] ? ", silu" : "");
+    const std::string shape =
+        fmt::format("{} positions of {}{}{}", P, C, scaled ? ", scale" : "", silu ? ", silu" : "");
+    const std::string peer_layer = fmt::format("norm {} {} {} {:d} {:d}", N, P, C, scaled, silu);
     const ConstView scale = scaled ? ConstView(scale_shift) : ConstView{};
     // Each reads its inputs and writes its output once at least.
-    table.row("group_norm", shape, count, 2 * bytes, true,
-              [&] { cpu.group_norm(x, weight, bias, scale, options, out, mean, rstd); });
-    table.row("group_norm_backward", shape, count, 3 * bytes, true, [&] {
-      cpu.group_norm_backward(x, weight, bias, scale, mean, rstd, options, out, dx, dweight, dbias,
-                              scaled ? View(dscale_shift) : View{});
-    });
+    visit({"group_norm",
+           shape,
+           peer_layer,
+           count,
+           2 * bytes,
+           true,
+           [&] { cpu.group_norm(x, weight, bias, scale, options, out, mean, rstd); },
+           {}});
+    visit({"group_norm_backward",
+           shape,
+           peer_layer,
+           count,
+           3 * bytes,
+           true,
+           [&] {
+             cpu.group_norm_backward(x, weight, bias, scale, mean, rstd, options, out, dx, dweight,
+                                     dbias, scaled ? View(dscale_shift) : View{});
+           },
+           {}});
   }
 }
 
@@ -258,18 +343,42 @@ void measure(const Preset& preset, const std::vector<std::string>& words) {
 }  // namespace mutilde::bench
 
 int main(int argc, char** argv) {
+  using namespace mutilde::bench;
   std::string only;
+  bool serving = false;
   std::vector<std::string> words;
   for (const std::string& argument : std::vector<std::string>(argv + 1, argv + argc)) {
     bool is_preset = false;
-    for (const auto& preset : mutilde::bench::kPresets) is_preset |= argument == preset.name;
+    for (const auto& preset : kPresets) is_preset |= argument == preset.name;
     if (is_preset) {
       only = argument;
+    } else if (argument == "--serve") {
+      serving = true;
     } else {
       words.push_back(argument);
     }
   }
-  for (const auto& preset : mutilde::bench::kPresets) {
-    if (only.empty() || only == preset.name) mutilde::bench::measure(preset, words);
+  const auto wanted = [&](const Layer& layer) {
+    const std::string name = layer.kernel + " " + layer.shape;
+    return std::ranges::all_of(
+        words, [&](const std::string& word) { return name.find(word) != std::string::npos; });
+  };
+  for (const auto& preset : kPresets) {
+    if (!only.empty() && only != preset.name) continue;
+    const int threads = mutilde::thread_count();
+    const double peak = mutilde::peak_gflops(threads);
+    if (serving) {
+      fmt::print("preset\t{}\t{}\t{}\n", preset.name, threads, peak);
+      visit_layers(preset, [&](const Layer& layer) {
+        if (wanted(layer)) serve(layer);
+      });
+    } else {
+      fmt::print("\n{}: batch {}, {} threads, peak {:.1f} GFLOP/s ({:.1f} on one)\n", preset.name,
+                 preset.batch, threads, peak, mutilde::peak_gflops(1));
+      Table table(peak * 1e9);
+      visit_layers(preset, [&](const Layer& layer) {
+        if (wanted(layer)) table.add(layer);
+      });
+    }
   }
 }

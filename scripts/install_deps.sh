@@ -4,6 +4,7 @@
 #   scripts/install_deps.sh --minimal      what scripts/quickstart.sh needs
 #   scripts/install_deps.sh --docs         what scripts/docs.sh needs
 #   scripts/install_deps.sh --playground   what scripts/playground.sh needs
+#   scripts/install_deps.sh --bench        everything, and what scripts/bench.sh compares with
 # Without root (and without a sudo that asks nothing) it names the missing packages and exits with 1.
 set -euo pipefail
 
@@ -25,14 +26,18 @@ full=(
 # The page that runs in a browser, and its test. Large, so only when it is asked for.
 playground=(emscripten python3 chromium python3-websockets)
 
+# The peer that is called directly; the other one, PyTorch, comes by scripts/peer_env.sh.
+bench=(libdnnl-dev)
+
 packages=("${minimal[@]}" "${docs[@]}" "${full[@]}")
 case "${1:-}" in
   "") ;;
   --minimal) packages=("${minimal[@]}") ;;
   --docs) packages=("${minimal[@]}" "${docs[@]}") ;;
   --playground) packages=("${minimal[@]}" "${playground[@]}") ;;
+  --bench) packages+=("${bench[@]}") ;;
   *)
-    echo "usage: scripts/install_deps.sh [--minimal | --docs | --playground]" >&2
+    echo "usage: scripts/install_deps.sh [--minimal | --docs | --playground | --bench]" >&2
     exit 2
     ;;
 esac
