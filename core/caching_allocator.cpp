@@ -1,20 +1,16 @@
 #include "core/caching_allocator.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
+#include <iterator>
 #include <utility>
 
 namespace mutilde {
 
 namespace {
 
-// Sizes are rounded up, to 64 bytes below 4 KiB and to 1/8 of their power of two above: few
-// distinct sizes, at most 12.5 % lost.
-size_t rounded(size_t bytes) {
-  const size_t grain = bytes < 4096 ? 64 : std::bit_floor(bytes) / 8;
-  return (bytes + grain - 1) / grain * grain;
-}
+/// Whole cache lines.
+size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 }  // namespace
 
@@ -22,8 +18,6 @@ CachingAllocator::CachingAllocator(Allocate allocate, Release release, bool cach
     : allocate_(std::move(allocate)), release_(std::move(release)), caches_(caches) {}
 
 CachingAllocator::~CachingAllocator() { release_cached_locked(); }
-
-size_t CachingAllocator::block_size(size_t bytes) const { return caches_ ? rounded(bytes) : bytes; }
 
 void* CachingAllocator::allocate(size_t bytes) {
   if (bytes == 0) return nullptr;
@@ -33,33 +27,91 @@ void* CachingAllocator::allocate(size_t bytes) {
                            stats_.live_bytes);
   };
   if (bytes > PTRDIFF_MAX) give_up();  // no object can be as large; rounding would overflow
-  const size_t size = block_size(bytes);
+  size_t size = bytes;
   void* data = nullptr;
-  if (const auto fit = free_.find(size); fit != free_.end()) {
-    data = fit->second.back();
-    fit->second.pop_back();
-    if (fit->second.empty()) free_.erase(fit);
-    stats_.cached_bytes -= static_cast<int64_t>(size);
-  }
-  if (data == nullptr) data = allocate_(size);
-  if (data == nullptr) {
-    release_cached_locked();
+  if (caches_) {
+    size = rounded(bytes);
+    Pool& pool = pool_for(size);
+    const Place block = find_block(pool, size);
+    if (block == pool.blocks.end()) give_up();
+    data = block->first;
+  } else {
     data = allocate_(size);
+    if (data == nullptr) give_up();
   }
-  if (data == nullptr) give_up();
   stats_.live_bytes += static_cast<int64_t>(size);
   stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.live_bytes);
   return data;
 }
 
+CachingAllocator::Place CachingAllocator::find_block(Pool& pool, size_t size) {
+  Place block;
+  if (const auto fit = pool.free.lower_bound({size, nullptr}); fit != pool.free.end()) {
+    block = pool.blocks.find(fit->second);
+    pool.free.erase(fit);
+    stats_.cached_bytes -= static_cast<int64_t>(block->second.size);
+    block->second.free = false;
+  } else {
+    size_t segment = 0;
+    void* data = new_segment(pool, size, segment);
+    if (data == nullptr) return pool.blocks.end();
+    block = pool.blocks.emplace(static_cast<char*>(data), Block{segment, false, true}).first;
+  }
+  if (const size_t rest = block->second.size - size; rest > 0) {
+    block->second.size = size;
+    const Place after = pool.blocks.emplace(block->first + size, Block{rest, false, false}).first;
+    set_free(pool, after);
+  }
+  return block;
+}
+
+void* CachingAllocator::new_segment(Pool& pool, size_t size, size_t& segment) {
+  segment = std::max(size, pool.segment);
+  void* data = allocate_(segment);
+  if (data == nullptr) {  // a tight fit may be there where a segment is not
+    release_cached_locked();
+    segment = size;
+    data = allocate_(segment);
+  }
+  return data;
+}
+
 void CachingAllocator::release(void* data, size_t bytes) {
   if (data == nullptr) return;
-  const size_t size = block_size(bytes);
   std::lock_guard lock(mutex_);
+  if (!caches_) {
+    stats_.live_bytes -= static_cast<int64_t>(bytes);
+    return release_(data, bytes);
+  }
+  const size_t size = rounded(bytes);
   stats_.live_bytes -= static_cast<int64_t>(size);
-  if (!caches_) return release_(data, size);
-  free_[size].push_back(data);
-  stats_.cached_bytes += static_cast<int64_t>(size);
+  Pool& pool = pool_for(size);
+  set_free(pool, pool.blocks.find(static_cast<char*>(data)));
+}
+
+/// The block joins its free neighbours of the same segment.
+void CachingAllocator::set_free(Pool& pool, Place block) {
+  stats_.cached_bytes += static_cast<int64_t>(block->second.size);
+  const auto join = [&](Place before, Place after) {
+    before->second.size += after->second.size;
+    pool.blocks.erase(after);
+  };
+  const auto take = [&](Place neighbour) {
+    pool.free.erase({neighbour->second.size, neighbour->first});
+  };
+  if (const Place next = std::next(block);
+      next != pool.blocks.end() && next->second.free && !next->second.first) {
+    take(next);
+    join(block, next);
+  }
+  if (!block->second.first && std::prev(block)->second.free) {
+    const Place before = std::prev(block);
+    take(before);
+    join(before, block);
+    block = before;
+  }
+  block->second.free = true;
+  pool.free.emplace(block->second.size, block->first);
 }
 
 void CachingAllocator::release_cached() {
@@ -67,12 +119,21 @@ void CachingAllocator::release_cached() {
   release_cached_locked();
 }
 
+/// A segment goes back when all of it is free.
 void CachingAllocator::release_cached_locked() {
-  for (auto& [size, blocks] : free_) {
-    for (void* block : blocks) release_(block, size);
-    stats_.cached_bytes -= static_cast<int64_t>(size * blocks.size());
+  for (Pool& pool : pools_) {
+    for (Place block = pool.blocks.begin(); block != pool.blocks.end();) {
+      const Place next = std::next(block);
+      if (block->second.free && block->second.first &&
+          (next == pool.blocks.end() || next->second.first)) {
+        release_(block->first, block->second.size);
+        stats_.cached_bytes -= static_cast<int64_t>(block->second.size);
+        pool.free.erase({block->second.size, block->first});
+        pool.blocks.erase(block);
+      }
+      block = next;
+    }
   }
-  free_.clear();
 }
 
 MemoryStats CachingAllocator::stats() const {

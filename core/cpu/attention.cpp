@@ -68,6 +68,19 @@ Head<T> head_of(const T* qkv, const Shape& shape, int64_t heads, int64_t n, int6
   return {positions, D, pitch, heads * D, q, q + D, q + 2 * D};
 }
 
+/// Asks for `bytes` of each row ahead of use. The rows of a head lie a whole pixel's channels apart, a
+/// distance at which the processor does not look ahead by itself: without this the wait for 768 rows
+/// from L3 takes a third of the forward pass.
+template <class T>
+void prefetch_rows(const T* rows, int64_t pitch, int64_t count, int64_t width) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t r = 0; r < count; ++r) {
+    for (int64_t i = 0; i < width + kLine - 1; i += kLine) {
+      __builtin_prefetch(rows + r * pitch + std::min(i, width - 1));
+    }
+  }
+}
+
 /// A row of logits becomes exp(logit * scale - maximum), and `sum` its sum; returns the
 /// log-sum-exp.
 template <class T>
@@ -80,7 +93,7 @@ T exponentiate(T* row, int64_t columns, int64_t padded, T scale, T& sum) {
   const T top = simd::horizontal_max<T>(highest);
   V sums{};
   for (int64_t j = 0; j < padded; j += simd::kLanes<T>) {
-    const V y = simd::exp((simd::load(row + j) - top) * scale);
+    const V y = simd::exp_of_weight((simd::load(row + j) - top) * scale);
     sums += y;
     simd::store(row + j, y);
   }
@@ -95,6 +108,7 @@ void forward_queries(const Head<T>& h, int64_t begin, int64_t end, T* out, T* lo
                            packed_size<T>(h.D, h.positions) + packed_size<T>(h.positions, h.D));
   T* packed_v = packed_k + packed_size<T>(h.D, h.positions);
   T* logits = scratch<T>(Scratch::kLogits, kBlockQueries * row);
+  prefetch_rows(h.q, h.pitch, h.positions, 3 * h.D);
   pack_b(h.with_transposed(h.q, h.pitch, 0, h.k, logits), packed_k);
   pack_b(h.with_rows(logits, 0, h.v, out, h.out_pitch), packed_v);
   for (int64_t t = begin; t < end; t += kBlockQueries) {
@@ -122,7 +136,7 @@ void backward_row(T* logits, T* dp, int64_t columns, int64_t padded, T scale, T 
   std::fill(logits + columns, logits + padded, -std::numeric_limits<T>::infinity());
   std::fill(dp + columns, dp + padded, T(0));
   for (int64_t j = 0; j < padded; j += simd::kLanes<T>) {
-    const V p = simd::exp(simd::load(logits + j) * scale - log_sum_exp);
+    const V p = simd::exp_of_weight(simd::load(logits + j) * scale - log_sum_exp);
     simd::store(logits + j, p);
     simd::store(dp + j, p * (simd::load(dp + j) - dout_dot_out) * scale);
   }
@@ -140,6 +154,9 @@ void backward_head(const Head<T>& h, const T* out, const T* dout, const T* log_s
   T *packed_dout = packed_q + by_query, *packed_k = packed_dout + by_query;
   T *logits = scratch<T>(Scratch::kLogits, 2 * kBlockQueries * row),
     *dp = logits + kBlockQueries * row;
+  prefetch_rows(h.q, h.pitch, h.positions, 3 * h.D);
+  prefetch_rows(out, h.out_pitch, h.positions, h.D);
+  prefetch_rows(dout, h.out_pitch, h.positions, h.D);
   pack_b(h.with_transposed(h.q, h.pitch, 0, h.k, logits), packed_kt);
   pack_b(h.with_transposed(dout, h.out_pitch, 0, h.v, dp), packed_vt);
   pack_b(h.with_rows(dp, 0, h.k, dq, h.pitch), packed_k);

@@ -6,8 +6,22 @@
 
 namespace mutilde {
 
+#if defined(__SANITIZE_ADDRESS__)
+#define MUTILDE_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define MUTILDE_ASAN 1
+#endif
+#endif
+#ifdef MUTILDE_ASAN
+constexpr bool kCaches = false;  // it sees the end of a heap block, not of one cut from a segment
+#else
+constexpr bool kCaches = true;
+#endif
+
 CpuBackend::CpuBackend()
-    : allocator_(allocate_pages, [](void* data, size_t) { std::free(data); }) {}
+    : allocator_(
+          allocate_pages, [](void* data, size_t) { std::free(data); }, kCaches) {}
 
 void* CpuBackend::allocate(size_t bytes) { return allocator_.allocate(bytes); }
 void CpuBackend::release(void* data, size_t bytes) { allocator_.release(data, bytes); }

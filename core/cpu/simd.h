@@ -82,19 +82,18 @@ inline T horizontal_max(Vec<T> v) {
   return best;
 }
 
-/// e^x in each lane, within 2 units in the last place (subnormal results become 0).
+// The logarithms of the largest and of the least normal number.
+inline constexpr float kHighestExponent = 88.72283f, kLowestExponent = -87.33654f;
+
+/// e^x in each lane, within 2 units in the last place, for x between the two logarithms.
 /// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by a polynomial (Cephes' coefficients), times 2^n by
 /// adding n to the exponent's bits.
-inline Vec<float> exp(Vec<float> x) {
-  // The logarithms of the largest and of the least normal number.
-  constexpr float kHighest = 88.72283f, kLowest = -87.33654f;
+inline Vec<float> exp_in_range(Vec<float> x) {
   // 1.5 * 2^23: adding it rounds to an integer in the low bits.
   constexpr float kRound = 12582912.0f;
-  const Vec<float> highest = broadcast(kHighest), lowest = broadcast(kLowest);
-  const Vec<float> inside = x > highest ? highest : (x < lowest ? lowest : x);
-  const Vec<float> shifted = inside * 1.44269504088896341f + kRound;
+  const Vec<float> shifted = x * 1.44269504088896341f + kRound;
   const Vec<float> n = shifted - kRound;
-  Vec<float> r = inside - n * 0.693359375f;  // ln 2 in two parts: n times the first is exact
+  Vec<float> r = x - n * 0.693359375f;  // ln 2 in two parts: n times the first is exact
   r = r - n * -2.12194440e-4f;
   Vec<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -103,16 +102,32 @@ inline Vec<float> exp(Vec<float> x) {
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
   using Bits = Vec<int32_t>;
-  const Vec<float> y = (Vec<float>)((Bits)p + ((Bits)shifted << 23));
+  return (Vec<float>)((Bits)p + ((Bits)shifted << 23));
+}
+
+/// e^x in each lane, within 2 units in the last place (subnormal results become 0).
+inline Vec<float> exp(Vec<float> x) {
+  const Vec<float> highest = broadcast(kHighestExponent), lowest = broadcast(kLowestExponent);
+  const Vec<float> y = exp_in_range(x > highest ? highest : (x < lowest ? lowest : x));
   const Vec<float> infinity = broadcast(std::numeric_limits<float>::infinity());
-  // Above the highest, and for a NaN, whose payload the sum above would corrupt: x + infinity.
+  // Above the highest, and for a NaN, whose payload the sum of bits would corrupt: x + infinity.
   return x <= highest ? (x < lowest ? Vec<float>{} : y) : x + infinity;
+}
+
+/// The same for weights of a softmax, in fewer instructions: x is at most 80 or a NaN, which stays
+/// one; below the lowest exponent (minus infinity, too) it gives 2^-126.
+inline Vec<float> exp_of_weight(Vec<float> x) {
+  const Vec<float> lowest = broadcast(kLowestExponent);
+  const Vec<float> y = exp_in_range(lowest > x ? lowest : x);
+  return x == x ? y : x;
 }
 inline Vec<double> exp(Vec<double> x) {
   Vec<double> y{};
   for (int i = 0; i < kLanes<double>; ++i) y[i] = std::exp(x[i]);
   return y;
 }
+
+inline Vec<double> exp_of_weight(Vec<double> x) { return exp(x); }
 
 /// 1 / (1 + e^-x).
 template <class V>

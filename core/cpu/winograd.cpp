@@ -269,7 +269,8 @@ void winograd_weight_gradient(int64_t N, int64_t H, int64_t W, int64_t C, int64_
   const int64_t u_pitch = position_pitch<T>(chunk, C), d_pitch = position_pitch<T>(chunk, C_out);
   T* u = scratch<T>(Scratch::kTiles, kPositions * (u_pitch + d_pitch));
   T* d = u + kPositions * u_pitch;
-  T* sums = scratch<T>(Scratch::kPartials, kPositions * C_out * C);
+  // Where the other passes keep their transformed weights, which are as large.
+  T* sums = scratch<T>(Scratch::kPackedB, kPositions * C_out * C);
 
   for (int64_t first = 0; first < tiles; first += chunk) {
     const int64_t count = std::min(chunk, tiles - first);

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <map>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -129,46 +130,96 @@ TEST(CachingAllocator, RefusesWhatNoAddressSpaceHolds) {
   }
 }
 
-TEST(CachingAllocator, RoundsToAnEighthOfAPowerOfTwo) {
-  size_t asked = 0;
-  CachingAllocator allocator(
-      [&](size_t bytes) -> void* {
-        asked = bytes;
-        return &asked;
-      },
-      [](void*, size_t) {});
-  const auto rounded = [&](size_t bytes) {
-    allocator.release(allocator.allocate(bytes), bytes);
-    allocator.release_cached();
-    return asked;
-  };
-  EXPECT_EQ(rounded(1), 64U);
-  EXPECT_EQ(rounded(4095), 4096U);
-  EXPECT_EQ(rounded(4097), 4096U + 512);
-  EXPECT_EQ(rounded(8191), 8192U);
-  EXPECT_EQ(rounded(8193), 8192U + 1024);
-  EXPECT_EQ(rounded((size_t{1} << 40) + 1), (size_t{1} << 40) + (size_t{1} << 37));
-}
+/// An allocator on malloc that counts what the system gave.
+struct CountedAllocator {
+  size_t system_calls = 0, held = 0;
+  CachingAllocator allocator{[this](size_t bytes) {
+                               ++system_calls;
+                               held += bytes;
+                               return std::malloc(bytes);
+                             },
+                             [this](void* data, size_t bytes) {
+                               held -= bytes;
+                               std::free(data);
+                             }};
+};
 
 TEST(CachingAllocator, HandsAFreedBlockOutAgainAndCountsBytes) {
-  int system_calls = 0;
-  CachingAllocator allocator(
-      [&](size_t bytes) {
-        ++system_calls;
-        return std::malloc(bytes);
-      },
-      [](void* data, size_t) { std::free(data); });
+  CountedAllocator counted;
+  CachingAllocator& allocator = counted.allocator;
   void* first = allocator.allocate(100);
-  EXPECT_EQ(allocator.stats().live_bytes, 128);
+  EXPECT_EQ(allocator.stats().live_bytes, 128);  // whole cache lines
   allocator.release(first, 100);
   EXPECT_EQ(allocator.stats().live_bytes, 0);
-  EXPECT_EQ(allocator.stats().cached_bytes, 128);
-  EXPECT_EQ(allocator.allocate(120), first);  // the same 64-byte class
-  EXPECT_EQ(system_calls, 1);
+  EXPECT_EQ(allocator.stats().cached_bytes, static_cast<int64_t>(counted.held));
+  EXPECT_EQ(allocator.allocate(120), first);
+  EXPECT_EQ(counted.system_calls, 1U);
   allocator.release(first, 120);
   allocator.release_cached();
   EXPECT_EQ(allocator.stats().cached_bytes, 0);
   EXPECT_EQ(allocator.stats().peak_bytes, 128);
+  EXPECT_EQ(counted.held, 0U);
+}
+
+TEST(CachingAllocator, FreedNeighboursGrowTogetherAndServeAnotherSize) {
+  for (const size_t unit : {size_t{64}, size_t{1} << 20}) {  // small blocks, large blocks
+    CountedAllocator counted;
+    CachingAllocator& allocator = counted.allocator;
+    char* a = static_cast<char*>(allocator.allocate(3 * unit));
+    char* b = static_cast<char*>(allocator.allocate(2 * unit));
+    char* c = static_cast<char*>(allocator.allocate(4 * unit));
+    EXPECT_EQ(b, a + 3 * unit);
+    EXPECT_EQ(c, b + 2 * unit);
+    allocator.release(a, 3 * unit);
+    allocator.release(c, 4 * unit);
+    EXPECT_EQ(allocator.allocate(3 * unit), a);  // the smallest that holds it, not the rest
+    allocator.release(a, 3 * unit);
+    allocator.release(b, 2 * unit);
+    EXPECT_EQ(allocator.allocate(9 * unit), a);
+    EXPECT_EQ(counted.system_calls, 1U);
+    allocator.release(a, 9 * unit);
+  }
+}
+
+TEST(CachingAllocator, BlocksNeverOverlapAndAllMemoryGoesBack) {
+  CountedAllocator counted;
+  std::map<char*, size_t> live;  // as the allocator gave them
+  uint32_t state = 7;
+  const auto random = [&] { return (state = state * 1664525 + 1013904223) >> 8; };
+  size_t live_bytes = 0;
+  for (int i = 0; i < 20000; ++i) {
+    if (live.empty() || random() % 5 < 3) {
+      // From a few bytes to more than a segment.
+      const size_t bytes = 1 + random() % (size_t{1} << (4 + random() % 23));
+      char* data = static_cast<char*>(counted.allocator.allocate(bytes));
+      const auto next = live.lower_bound(data);
+      if (next != live.end()) {
+        ASSERT_LE(data + bytes, next->first);
+      }
+      if (next != live.begin()) {
+        ASSERT_LE(std::prev(next)->first + std::prev(next)->second, data);
+      }
+      live[data] = bytes;
+      live_bytes += (bytes + 63) / 64 * 64;
+    } else {
+      auto gone = live.begin();
+      std::advance(gone, random() % live.size());
+      live_bytes -= (gone->second + 63) / 64 * 64;
+      counted.allocator.release(gone->first, gone->second);
+      live.erase(gone);
+    }
+    if (live.size() > 60) {
+      for (const auto& [data, bytes] : live) counted.allocator.release(data, bytes);
+      live.clear();
+      live_bytes = 0;
+    }
+    ASSERT_EQ(counted.allocator.stats().live_bytes, static_cast<int64_t>(live_bytes));
+    ASSERT_EQ(counted.allocator.stats().live_bytes + counted.allocator.stats().cached_bytes,
+              static_cast<int64_t>(counted.held));
+  }
+  for (const auto& [data, bytes] : live) counted.allocator.release(data, bytes);
+  counted.allocator.release_cached();
+  EXPECT_EQ(counted.held, 0U);
 }
 
 TEST(CachingAllocator, FreesItsCacheBeforeItGivesUp) {
