@@ -115,7 +115,7 @@ inline Vec<float> exp(Vec<float> x) {
 }
 
 /// The same for weights of a softmax, in fewer instructions: x is at most 80 or a NaN, which stays
-/// one; below the lowest exponent (minus infinity, too) it gives 2^-126.
+/// one; below the lowest exponent (minus infinity, too) it gives about 2^-126.
 inline Vec<float> exp_of_weight(Vec<float> x) {
   const Vec<float> lowest = broadcast(kLowestExponent);
   const Vec<float> y = exp_in_range(lowest > x ? lowest : x);

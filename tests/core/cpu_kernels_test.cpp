@@ -458,15 +458,20 @@ TYPED_TEST(CpuKernels, SoftmaxEqualsThePlainOne) {
   }
 }
 
-TEST(Simd, ExpIsWithinTwoUnitsInTheLastPlace) {
+/// The largest error of f against e^x from `low` to `high`, in units of the result's last place.
+template <class F>
+double worst_exp_error(double low, double high, const F& f) {
   double worst = 0;
-  for (double x = -87.3; x < 88.7; x += 0.00137) {
-    const float at = static_cast<float>(x), y = simd::exp(simd::broadcast(at))[0];
+  for (double x = low; x < high; x += 0.00137) {
+    const float at = static_cast<float>(x), y = f(simd::broadcast(at))[0];
     const double exact = std::exp(static_cast<double>(at));
-    const double unit = std::ldexp(1.0, std::ilogb(exact) - 23);
-    worst = std::max(worst, std::abs(y - exact) / unit);
+    worst = std::max(worst, std::abs(y - exact) / std::ldexp(1.0, std::ilogb(exact) - 23));
   }
-  EXPECT_LE(worst, 2.0);
+  return worst;
+}
+
+TEST(Simd, ExpIsWithinTwoUnitsInTheLastPlace) {
+  EXPECT_LE(worst_exp_error(-87.3, 88.7, [](auto x) { return simd::exp(x); }), 2.0);
   const float infinity = std::numeric_limits<float>::infinity();
   EXPECT_EQ(simd::exp(simd::broadcast(0.0f))[0], 1.0f);
   EXPECT_EQ(simd::exp(simd::broadcast(100.0f))[0], infinity);
@@ -474,6 +479,21 @@ TEST(Simd, ExpIsWithinTwoUnitsInTheLastPlace) {
   EXPECT_EQ(simd::exp(simd::broadcast(-100.0f))[0], 0.0f);
   EXPECT_EQ(simd::exp(simd::broadcast(-infinity))[0], 0.0f);
   EXPECT_TRUE(std::isnan(simd::exp(simd::broadcast(std::nanf("")))[0]));
+}
+
+TEST(Simd, ExpOfAWeightIsTheSameButNeverZeroAndKeepsEveryNaN) {
+  EXPECT_LE(worst_exp_error(-87.3, 80, [](auto x) { return simd::exp_of_weight(x); }), 2.0);
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (const float x : {-88.0f, -1000.0f, -infinity}) {
+    const float least = std::numeric_limits<float>::min();  // 2^-126
+    EXPECT_NEAR(simd::exp_of_weight(simd::broadcast(x))[0], least, 1e-5 * least);
+  }
+  for (const char* payload : {"", "1", "0x1ff", "0x3fffff"}) {
+    for (const float sign : {1.0f, -1.0f}) {
+      const float nan = std::copysign(std::nanf(payload), sign);
+      EXPECT_TRUE(std::isnan(simd::exp_of_weight(simd::broadcast(nan))[0])) << payload;
+    }
+  }
 }
 
 // --- Attention -----------------------------------------------------------------------------------
