@@ -14,9 +14,8 @@
 
 #include <fmt/format.h>
 
-#include "core/cpu/cpu_backend.h"
 #include "core/cpu/parallel.h"
-#include "core/cpu/peak.h"
+#include "core/cpu_isa.h"
 
 namespace mutilde::bench {
 namespace {
@@ -181,12 +180,13 @@ class Table {
 };
 
 void measure(const Preset& preset, const std::vector<std::string>& words) {
-  static CpuBackend cpu;
+  const CpuIsa& isa = cpu_isa();
+  Backend& cpu = isa.kernels->backend();
   const Workload work = workload(preset);
   const int64_t N = work.batch;
-  const double machine = peak_gflops(thread_count()) * 1e9;
-  fmt::print("\n{}: batch {}, {} threads, peak {:.1f} GFLOP/s ({:.1f} on one)\n", preset.name, N,
-             thread_count(), machine * 1e-9, peak_gflops(1));
+  const double machine = isa.kernels->peak_gflops(thread_count()) * 1e9;
+  fmt::print("\n{}: batch {}, {} threads, {}, peak {:.1f} GFLOP/s ({:.1f} on one)\n", preset.name,
+             N, thread_count(), isa.name, machine * 1e-9, isa.kernels->peak_gflops(1));
   Table table(words, machine);
 
   for (const auto& [key, count] : work.conv) {
