@@ -13,6 +13,7 @@
 #include "app/plot.h"
 #include "app/progress.h"
 #include "core/cpu/peak.h"
+#include "core/cpu_isa.h"
 #include "core/ops/ops.h"
 #include "core/profiling_backend.h"
 #include "data/image_io.h"
@@ -218,7 +219,7 @@ int bench_command(const std::vector<std::string>& arguments) {
   const double operations = product_operations(step);
   if (flags.serve) {
     std::cout << "ready " << operations << " " << settings.batch_size << " "
-              << peak_gflops(kernel_threads()) << std::endl;
+              << cpu_isa().kernels->peak_gflops(kernel_threads()) << std::endl;
     for (std::string request; std::getline(std::cin, request);)
       std::cout << milliseconds(step) << std::endl;
     return 0;
@@ -227,9 +228,10 @@ int bench_command(const std::vector<std::string>& arguments) {
   for (int64_t i = 0; i < flags.steps; ++i) times.push_back(milliseconds(step));
   std::nth_element(times.begin(), times.begin() + flags.steps / 2, times.end());
   const double ms = times[static_cast<size_t>(flags.steps / 2)];
-  const double gflops = peak_gflops(kernel_threads());
-  const std::string title = fmt::format("{}, {}, batch {}, {} threads", flags.preset, flags.mode,
-                                        settings.batch_size, kernel_threads());
+  const double gflops = cpu_isa().kernels->peak_gflops(kernel_threads());
+  const std::string title =
+      fmt::format("{}, {}, batch {}, {} threads, {}", flags.preset, flags.mode, settings.batch_size,
+                  kernel_threads(), cpu_isa().name);
   fmt::print(
       "{}\n{:.1f} ms a step (median of {}), {:.1f} images/s, {:.0f} % of the peak of {:.0f} "
       "GFLOP/s\nfirst step {:.0f} ms; tensors held {} at most\n",

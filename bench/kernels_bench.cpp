@@ -19,9 +19,8 @@
 #include <fmt/format.h>
 
 #include "bench/onednn.h"
-#include "core/cpu/cpu_backend.h"
 #include "core/cpu/parallel.h"
-#include "core/cpu/peak.h"
+#include "core/cpu_isa.h"
 
 namespace mutilde::bench {
 namespace {
@@ -237,7 +236,7 @@ std::function<void()> onednn_linear_or_none([[maybe_unused]] auto... arguments) 
 
 /// Hands every layer of the preset to `visit`, whose buffers live as long as the visit.
 void visit_layers(const Preset& preset, const std::function<void(const Layer&)>& visit) {
-  static CpuBackend cpu;
+  Backend& cpu = cpu_isa().kernels->backend();
   const Workload work = workload(preset);
   const int64_t N = work.batch;
 
@@ -366,15 +365,16 @@ int main(int argc, char** argv) {
   for (const auto& preset : kPresets) {
     if (!only.empty() && only != preset.name) continue;
     const int threads = mutilde::thread_count();
-    const double peak = mutilde::peak_gflops(threads);
+    const mutilde::CpuIsa& isa = mutilde::cpu_isa();
+    const double peak = isa.kernels->peak_gflops(threads);
     if (serving) {
       fmt::print("preset\t{}\t{}\t{}\n", preset.name, threads, peak);
       visit_layers(preset, [&](const Layer& layer) {
         if (wanted(layer)) serve(layer);
       });
     } else {
-      fmt::print("\n{}: batch {}, {} threads, peak {:.1f} GFLOP/s ({:.1f} on one)\n", preset.name,
-                 preset.batch, threads, peak, mutilde::peak_gflops(1));
+      fmt::print("\n{}: batch {}, {} threads, {}, peak {:.1f} GFLOP/s ({:.1f} on one)\n",
+                 preset.name, preset.batch, threads, isa.name, peak, isa.kernels->peak_gflops(1));
       Table table(peak * 1e9);
       visit_layers(preset, [&](const Layer& layer) {
         if (wanted(layer)) table.add(layer);

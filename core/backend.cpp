@@ -3,17 +3,14 @@
 #include <array>
 #include <utility>
 
-#include "core/cpu/cpu_backend.h"
+#include "core/cpu_isa.h"
 
 namespace mutilde {
 
 namespace {
 
 // The CPU is part of the core library; other backends register themselves.
-Backend& cpu_backend(int) {
-  static CpuBackend* instance = new CpuBackend;  // never destroyed: static tensors may outlive main
-  return *instance;
-}
+Backend& cpu_backend(int) { return cpu_isa().kernels->backend(); }
 
 std::array<MakeBackend, 2>& registry() {
   static std::array<MakeBackend, 2> makers = {cpu_backend, nullptr};

@@ -14,7 +14,7 @@
 
 #include <gtest/gtest.h>
 
-#include "core/cpu/cpu_backend.h"
+#include "core/backend.h"
 #include "core/cpu/plain.h"
 #include "core/cpu/simd.h"
 
@@ -80,10 +80,7 @@ template <class T>
   return ::testing::AssertionSuccess();
 }
 
-CpuBackend& cpu() {
-  static CpuBackend backend;
-  return backend;
-}
+Backend& cpu() { return backend(Device::cpu()); }
 
 /// Runs `kernel` on 1, 2 and 3 threads and demands the same bits.
 template <class T>

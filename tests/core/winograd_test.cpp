@@ -13,7 +13,6 @@
 
 #include <gtest/gtest.h>
 
-#include "core/cpu/cpu_backend.h"
 #include "core/cpu/plain.h"
 #include "core/cpu/simd.h"
 #include "tests/core/kernel_testing.h"
@@ -141,8 +140,9 @@ TEST(Winograd, AnImageIsTheSameInAnyBatch) {
     const auto convolve = [&](int64_t N) {
       std::vector<float> out(static_cast<size_t>(N * size * size * s.C_out));
       const ConstView in{x.data(), DType::kFloat32, {N, size, size, s.C}};
-      CpuBackend().conv2d(in, {weight.data(), DType::kFloat32, {s.C_out, 3, 3, s.C}}, {}, {1, 1},
-                          {out.data(), DType::kFloat32, {N, size, size, s.C_out}});
+      testing_kernels::cpu().conv2d(in, {weight.data(), DType::kFloat32, {s.C_out, 3, 3, s.C}}, {},
+                                    {1, 1},
+                                    {out.data(), DType::kFloat32, {N, size, size, s.C_out}});
       out.resize(static_cast<size_t>(size * size * s.C_out));  // the first image
       return out;
     };

@@ -1,0 +1,19 @@
+#include "core/cpu/kernels.h"
+
+#include "core/cpu/cpu_backend.h"
+#include "core/cpu/peak.h"
+#include "core/cpu/simd.h"
+
+namespace mutilde {
+namespace {
+
+Backend& cpu_backend() {
+  static CpuBackend* instance = new CpuBackend;  // never destroyed: static tensors may outlive main
+  return *instance;
+}
+
+}  // namespace
+
+constinit const CpuKernels mutilde_cpu_kernels = {simd::kVectorBytes, cpu_backend, peak_gflops};
+
+}  // namespace mutilde
