@@ -60,11 +60,10 @@ __device__ float shuffle(float value, int distance, Counts* counts) {
 // ## Plain: a thread a row
 //
 // A kernel is written for one thread, which finds out from `blockIdx` and `threadIdx` what is its
-// work. Here that is a row, and the code is what one would write for a CPU.
+// work. Here that is a row, and the code is what one would write for a CPU. For each row it takes
 //
 // ```text
-// for a row          reads   barriers   shuffles   rows right   rows of sum 1
-// plain                768          0          0           64              64
+// plain             768 reads,  0 barriers,  0 shuffles; 64 rows right, 64 sum to 1
 // ```
 //
 // It is right (the CPU's `softmax()` to $10^{-6}$), and bad in two ways. Each number is read three
@@ -89,7 +88,7 @@ __global__ void plain(Input x, float* y) {
 // has it all. Before each round all must have finished the last: that is what a barrier is for.
 //
 // ```text
-// tree                 256         20          0           64              64
+// tree              256 reads, 20 barriers,  0 shuffles; 64 rows right, 64 sum to 1
 // ```
 //
 // A tree takes ten: one before each round, one before all read the result, one after (why, below).
@@ -126,7 +125,7 @@ __global__ void tree(Input x, float* y) {
 // barrier. So give a row to a warp, each lane every 32nd number, which it keeps in registers:
 //
 // ```text
-// warp                 256          0         10           64              64
+// warp              256 reads,  0 barriers, 10 shuffles; 64 rows right, 64 sum to 1
 // ```
 //
 // The library's softmax is this one but for the registers: its rows have any length, so it reads
@@ -149,7 +148,7 @@ int rows_within(float bound, const Tensor& error) {
   return static_cast<int>(std::ranges::count_if(error.values<float>(), is_within));
 }
 
-/// Runs a kernel, and prints what it took and what came out.
+/// Runs a kernel, and prints what a row took and how many of them came out right.
 template <auto kernel>
 void report(const char* name, const cuda::LaunchConfig& config, const Tensor& x) {
   const Tensor y = empty_like(x), counts = Tensor::zeros({3}, DType::kInt32, x.device());
@@ -157,8 +156,9 @@ void report(const char* name, const cuda::LaunchConfig& config, const Tensor& x)
   cuda::launch<kernel>(config, input, static_cast<float*>(y.raw()));
   const std::vector<int32_t> n = counts.to_vector<int32_t>();
   const Tensor result = y.to(Device()), expected = softmax(x.to(Device()));
-  fmt::print("{:<18} {:5} {:10} {:10} {:12} {:15}\n", name, n[0] / kRows, n[1] / kRows,
-             n[2] / kRows, rows_within(1e-6F, max(abs(result - expected), {1})),
+  fmt::print("{:<17} {} reads, {:2} barriers, {:2} shuffles; {:2} rows right, {} sum to 1\n", name,
+             n[0] / kRows, n[1] / kRows, n[2] / kRows,
+             rows_within(1e-6F, max(abs(result - expected), {1})),
              rows_within(1e-5F, sum(result, {1}) - 1.0));
 }
 
@@ -169,23 +169,24 @@ void report(const char* name, const cuda::LaunchConfig& config, const Tensor& x)
 // Nothing makes it. A result that depends on who is faster is a *race*. It may hide for weeks.
 //
 // The emulation does not look for races. But its threads take turns, each running until it has to
-// wait, and `options().order` says who is first. A kernel must give the same in any. Two are:
+// wait, and `options().order` says who is first. A kernel must give the same in any order. In two:
 //
 // ```text
-// thread 0 first       256         18          0            0              64
+// thread 0 first    256 reads, 18 barriers,  0 shuffles;  0 rows right, 64 sum to 1
 // 256 threads counted 256
-// thread 255 first     256         18          0           64              64
+// thread 255 first  256 reads, 18 barriers,  0 shuffles; 64 rows right, 64 sum to 1
 // 256 threads counted 256
 // ```
 //
 // Found, in one of the two: with thread 0 last, all have read the maximum before it is overwritten.
-// And look at the last column. Thread 0 has $m$, all others take its $e^{x_0 - m}$ for the maximum;
+// And look at the last number. Thread 0 has $m$, all others take its $e^{x_0 - m}$ for the maximum;
 // so $y_0$ is out of proportion, but a row still adds up to 1, and a test that only adds up would
 // pass. The library's tests hold every op to its formula, in both orders.
 //
 // And one that is *not* found: 256 threads count themselves and forget the atomic. On a GPU those
 // of a warp read the same old number, and most additions are lost. Here each is done before the
-// next begins. `compute-sanitizer --tool racecheck` finds such races, on a GPU.
+// next begins. (A GPU has `compute-sanitizer --tool racecheck`, which looks for races like the
+// first, in shared memory.)
 #ifndef __CUDACC__  // what a GPU makes of these faults is chance
 __global__ void count_themselves(int* count) { *count += 1; }
 
@@ -207,7 +208,7 @@ void races(const Tensor& x) {
 // for whom, and where:
 //
 // ```text
-// block (0,0,0), thread (0,0,0): waits at __syncthreads(), 12_cuda.cu:219,
+// block (0,0,0), thread (0,0,0): waits at __syncthreads(), 12_cuda.cu:220,
 //   for thread (128,0,0), which has returned
 // ```
 //
@@ -237,7 +238,6 @@ void barrier_fault(const Tensor& x) {
 void tutorial_main(const Options&) {
   use_cuda();
   const Tensor x = Generator(1).normal({kRows, kColumns}, DType::kFloat32).to(Device::cuda());
-  fmt::print("for a row          reads   barriers   shuffles   rows right   rows of sum 1\n");
   report<plain>("plain", {.grid = kRows / 32, .block = 32}, x);
   report<tree<true>>("tree", {.grid = kRows, .block = kColumns}, x);
   report<warp>("warp", {.grid = kRows / 8, .block = {32, 8}}, x);

@@ -340,7 +340,7 @@ class Site:
         eleven = next(equation for equation in self.sources.equations if equation["id"] == "11")
         text = text.replace("{equation}", self.equation_row(eleven, 3)).replace("{chips}", self.chips())
         if not self.playground:
-            text = re.sub(r"<li>(?:(?!</li>).)*/playground/.*?</li>\n", "", text)
+            text = re.sub(r"<p><a href=./playground/.*\n", "", text)
         self.markup.pictures["/images/quickstart.png"] = self.root / "docs/images/quickstart.png"
         self.add(Page("index.html", "mutilde", self.markup.link_equations(text), "home"))
 
