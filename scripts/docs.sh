@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Builds the documentation site, build/docs: static pages that ask no other host for anything; and checks it.
-#   scripts/docs.sh                    installs what is needed, compiles the programs, builds the site
+#   scripts/docs.sh                    installs what is needed, compiles the programs, and the playground where there
+#                                      is Emscripten (scripts/install_deps.sh --playground), and builds the site
 #   scripts/docs.sh --serve [PORT]     shows it at http://127.0.0.1:8000, or PORT, afterwards
-#   scripts/docs.sh --playground DIR   with the playground, built before into DIR (else out/playground, if there)
+#   scripts/docs.sh --playground DIR   with the playground that was built before into DIR (else out/playground, if there)
 #   scripts/docs.sh --programs DIR     from a build of the programs, into DIR/docs; installs and compiles nothing
 # Where chromium is installed the pages are also looked at, on a telephone and a desktop, light and dark.
 set -euo pipefail
@@ -11,9 +12,6 @@ cd "$(dirname "$0")/.."
 port=
 programs=
 playground=()
-if [[ -e out/playground/index.html ]]; then
-  playground=(--playground out/playground)
-fi
 while (($# > 0)); do
   case "$1" in
     --serve)
@@ -59,6 +57,12 @@ else
     targets+=("tutorial_$(basename "$source" .cpp)")
   done
   cmake --build "$programs" --target "${targets[@]}"
+  if ((${#playground[@]} == 0)) && command -v emcc >/dev/null; then
+    scripts/playground.sh
+  fi
+fi
+if ((${#playground[@]} == 0)) && [[ -e out/playground/index.html ]]; then
+  playground=(--playground out/playground)
 fi
 
 # Debian's Python, which has Debian's packages; another may be first on the PATH.

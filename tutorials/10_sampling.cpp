@@ -23,7 +23,13 @@ SpacedDiffusion process(const std::string& steps,  // so many of a thousand
                          {.mean = ModelMean::kStartX, .variance = variance});
 }
 
-// ## The chain back: DDPM
+// ## The chain back: eq. 3
+//
+// By Bayes' rule, the logarithm of $q(x_{t-1} \mid x_t)$ is that of $q(x_t \mid x_{t-1})$ plus that
+// of $q(x_{t-1})$. The first is a parabola in $x_{t-1}$ of width $\sqrt{\beta_t}$ (eq. 2); over so
+// short a way the second is nearly a straight line. Parabola and line make a parabola: a small step
+// back is nearly normal. So eq. 3 lets it be, $\mathcal{N}(\mu_\theta(x_t, t), \Sigma_\theta(x_t,
+// t))$, and to learn are mean and variance. That is DDPM:
 //
 // Start from noise, $x_T \sim \mathcal{N}(0, \mathbf{I})$. In each step the network is asked for
 // the image in $x_t$, $\hat x_0$; clipped to the range of pixels it goes into eq. 11, which gives
@@ -130,12 +136,12 @@ void cost_of_fewer_steps() {
   }
 }
 
-// ## Without chance: DDIM
+// ## Without chance: eq. DDIM 12
 //
 // Eq. 9 at $t - 1$ says: image, plus noise of variance $1 - \bar\alpha_{t-1}$. It does not say
 // whose noise. We can take what is there already, $\epsilon_\theta$, or fresh noise $z$, or some of
-// each; if the variances add up, $x_{t-1}$ is as the network expects it. That is eq. 12 of the DDIM
-// paper:
+// each; if the variances add up, $x_{t-1}$ is as the network expects it. Eq. DDIM 12 (of their
+// paper):
 //
 // $$x_{t-1} = \sqrt{\bar\alpha_{t-1}}\, \hat x_0
 //   + \sqrt{1 - \bar\alpha_{t-1} - \sigma_t^2}\; \epsilon_\theta + \sigma_t\, z,

@@ -3,7 +3,7 @@
 
     build.py --build BUILD_DIR --out DIR [--playground DIR]
 
-BUILD_DIR holds the programs: `mutilde`, for its help, and the tutorials, for their pictures. The exit code is 1, with
+BUILD_DIR holds the programs: `mutilde`, for its help, and the tutorials that draw pictures. The exit code is 1, with
 one line a fault, if LaTeX does not render or a page names a file, function, flag or command that does not exist, links
 to nothing, or quotes code or output that is not what the sources have.
 """
@@ -109,13 +109,15 @@ class Site:
         return out
 
     def tutorial_pages(self):
-        names = self.sources.tutorials
-        titles = {name: re.search(r"^// # (.*)", self.sources.text[f"tutorials/{name}.cpp"], re.M)[1] for name in names}
-        for order, name in enumerate(names):
-            path = f"tutorials/{name}.cpp"
-            for picture in self.run_tutorial(name).glob("*.png"):
-                self.markup.pictures[f"/images/{picture.name}"] = picture
-            rows = cpp.tutorial_rows(self.sources.text[path])
+        names = list(self.sources.tutorials)
+        titles = {name: re.search(r"^// # (.*)", self.sources.text[path], re.M)[1]
+                  for name, path in self.sources.tutorials.items()}
+        for order, (name, path) in enumerate(self.sources.tutorials.items()):
+            text = self.sources.text[path]
+            if re.search(r"^// !\[", text, re.M):
+                for picture in self.run_tutorial(name).glob("*.png"):
+                    self.markup.pictures[f"/images/{picture.name}"] = picture
+            rows = cpp.tutorial_rows(text)
             rows[0] = ([line for line in rows[0][0] if not line.startswith("# ")], *rows[0][1:])
             body = (f'<p class="about">Run it: <code>build/release/tutorials/{name} --out out/tutorials</code>. The '
                     f'page is its source, {link(f"/code/{path}.html", path)}, and a test holds what it quotes to what it '
@@ -180,6 +182,8 @@ class Site:
         if identifier in self.derivations:
             _, _, address, title = self.derivations[identifier]
             facts["Derived in"] += f'<dd>{link(address, f"tutorial {escape(title)}")}</dd>'
+        else:
+            self.markup.problems.append(f"{where}: no tutorial derives it")
         anchor = equation_anchor(identifier)
         title = self.markup.inline(re.sub(r"\b\w_\w\b", r"$\g<0>$", equation["title"]), where)
         facts = "".join(f"<dt>{label}</dt>{values}" for label, values in facts.items())
@@ -335,6 +339,8 @@ class Site:
         text = re.sub(r"<code>([^<]*)</code>", lambda match: self.markup.code(match[1], where), text)
         eleven = next(equation for equation in self.sources.equations if equation["id"] == "11")
         text = text.replace("{equation}", self.equation_row(eleven, 3)).replace("{chips}", self.chips())
+        if not self.playground:
+            text = re.sub(r"<p><a href=./playground/.*\n", "", text)
         self.markup.pictures["/images/quickstart.png"] = self.root / "docs/images/quickstart.png"
         self.add(Page("index.html", "mutilde", self.markup.link_equations(text), "home"))
 
@@ -387,6 +393,8 @@ class Site:
         (out / "assets" / "search.js").write_text(f"window.searchIndex = {index};\n", encoding="utf-8")
         if self.playground:
             shutil.copytree(self.playground, out / "playground")
+            index = out / "playground" / "index.html"
+            index.write_text(index.read_text("utf-8").replace('id="site" hidden', 'id="site"'), encoding="utf-8")
 
 
 def main():

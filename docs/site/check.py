@@ -89,6 +89,11 @@ def check_files(site):
     mapped = {name for name in pages["equations.html"].ids if name.startswith("eq-")}
     problems += [f"equations.html: no source refers to {name}" for name in sorted(mapped - referred)]
     home = pages["index.html"].links if "index.html" in pages else []
+    if (playground := site / "playground/index.html").is_file():
+        if "playground/index.html" not in home:
+            problems.append("index.html: no link to the playground")
+        if '<nav id="site"><a href="../index.html">' not in playground.read_text("utf-8"):
+            problems.append("playground/index.html: no link back")
     problems += [f"index.html: no link to {name}" for name in sorted(mapped) if f"equations.html#{name}" not in home]
     for sheet in site.glob("assets/*.css"):
         urls = re.findall(r"url\(((?:https?:)?//[^)]*)\)", sheet.read_text("utf-8"))

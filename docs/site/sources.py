@@ -21,7 +21,7 @@ def slug(text):
 
 
 def tutorial_name(path):
-    match = re.fullmatch(r"tutorials/(\d\d_\w+)\.cpp", path)
+    match = re.fullmatch(r"tutorials/(\d\d_\w+)\.(?:cpp|cu)", path)
     return match and match[1]
 
 
@@ -54,10 +54,10 @@ class Sources:
         self.flags = {}  # "--lr" -> address; filled by the command reference
         self.equations = tomllib.loads(self.text["docs/equations.toml"])["equation"]
         self.equation_ids = {equation["id"] for equation in self.equations}
-        self.tutorials = sorted(name for path in self.files if (name := tutorial_name(path)))
+        self.tutorials = {name: path for path in sorted(self.files) if (name := tutorial_name(path))}
         # What documents may quote: output that a tutorial's test demands, and lines of code.
         self.output = {}
-        for path in (f"tutorials/{name}.cpp" for name in self.tutorials):
+        for path in self.tutorials.values():
             blocks = re.findall(r"^// ```text\n(.*?)^// ```", self.text[path], re.M | re.S)
             self.output[path] = [line.lstrip("/ ").rstrip() for block in blocks for line in block.split("\n")]
         self.code_lines = {" ".join(line.split()) for text in self.text.values() for line in text.split("\n")}

@@ -171,6 +171,13 @@ class Check(unittest.TestCase):
             with self.subTest(fault):
                 self.assertEqual(len(self.problems(page=fault)), 1)
 
+    def test_wants_a_playground_to_be_linked_both_ways(self):
+        linked = PAGES["index.html"] + '<a href="playground/index.html">'
+        back = '<nav id="site"><a href="../index.html">'
+        self.assertEqual(self.problems(index=linked, playground__index=back), [])
+        self.assertEqual(len(self.problems(playground__index=back)), 1)
+        self.assertEqual(len(self.problems(index=linked, playground__index="<h1>Alone</h1>")), 1)
+
     def test_rejects_an_equation_that_no_source_tags_and_a_tag_without_an_equation(self):
         self.assertEqual(self.problems(equations='<h2 id="eq-11">Eq. 11</h2><h2 id="eq-12">Eq. 12</h2>'), 
                          ["equations.html: no source refers to eq-12", "index.html: no link to eq-12"])
