@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing, checks format and names, builds, and runs every test.
-#   scripts/test.sh           release by g++, then by clang asan (address + undefined) and tsan (the
-#                             tests with threads)
+#   scripts/test.sh           release by g++, the kernels' tests on each instruction set, then by clang
+#                             asan (address + undefined) and tsan (the tests with threads)
 #   scripts/test.sh --quick   format, names and release only
 set -euo pipefail
 
@@ -69,22 +69,22 @@ check_headers() {
     >"$logs/tidy" 2>&1 || { cat "$logs/tidy"; return 1; }
 }
 
-build() {  # build PRESET
+build() {  # build PRESET FLAG...
   cmake --preset "$1" >"$logs/configure" 2>&1 || { cat "$logs/configure"; return 1; }
   # A good build says little; a bad one everything.
-  cmake --build --preset "$1" -j "$jobs" >"$logs/build" 2>&1 || { cat "$logs/build"; return 1; }
+  cmake --build --preset "$@" -j "$jobs" >"$logs/build" 2>&1 || { cat "$logs/build"; return 1; }
   tail -n 1 "$logs/build"
 }
 
-test_preset() {  # test_preset PRESET
+test_preset() {  # test_preset PRESET FLAG...
   local preset="$1" status=0
   # The sanitizers of g++ 12 and clang 14 die at start where the kernel randomises more address bits
   # than they know of; a sandbox may forbid turning that off, and then they have to live with it.
   local runner=()
-  if [[ $preset != release ]] && setarch "$(uname -m)" -R true 2>/dev/null; then
+  if [[ $preset != release && $preset != portable ]] && setarch "$(uname -m)" -R true 2>/dev/null; then
     runner=(setarch "$(uname -m)" -R)
   fi
-  "${runner[@]}" ctest --preset "$preset" -j "$jobs" --no-tests=error >"$logs/ctest" 2>&1 ||
+  "${runner[@]}" ctest --preset "$@" -j "$jobs" --no-tests=error >"$logs/ctest" 2>&1 ||
     status=$?
   if [[ $status != 0 ]]; then
     cat "$logs/ctest"
@@ -106,6 +106,8 @@ stage "names" check_headers
 stage "release build" build release
 stage "release tests" test_preset release
 if ! $quick; then
+  stage "portable build" build portable --target core_tests
+  stage "portable tests" test_preset portable -L '^isa$'
   stage "asan build" build asan
   stage "asan tests" test_preset asan
   stage "tsan build" build tsan
