@@ -18,8 +18,8 @@ while [[ ${1:-} == --* ]]; do
       programs=${2:?--test needs a folder}
       steps=1
       model=(--image_size 8 --num_channels 32 --channel_mult 1,1 --num_res_blocks 1 --attention_resolutions 4
-        --diffusion_steps 40)
-      walk=(--steps 40,5 --num_samples 2)
+        --diffusion_steps 24)
+      walk=(--steps 24,4 --num_samples 2)
       ;;
     *)
       sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2
