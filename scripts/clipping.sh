@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 cifar=
 programs=
-steps=${STEPS:-700}
+steps=${STEPS:-600}
 model=(--preset small)
 walk=(--steps 1000,50)
 while [[ ${1:-} == --* ]]; do

@@ -29,7 +29,7 @@ namespace {
 
 struct Options {
   std::vector<std::string> steps{"1000", "50"}, runs;
-  int64_t num_samples = 8;
+  int64_t num_samples = 4;
   uint64_t seed = 0;
   std::filesystem::path out;
 };
@@ -46,9 +46,9 @@ struct AtStep {
   int64_t t;       // counted in the process with all steps
   double size;     // of x_t, root mean square; 1 is expected
   double outside;  // the share of x_0_hat outside [-1, 1]
-  double apart,
-      furthest;  // eq. 13's mean from eq. 11's with the clipped image: root mean square, most
-  double noise;  // the standard deviation of what DDPM adds
+  double apart;    // eq. 13's mean from eq. 11's with the clipped image: root mean square
+  double most;     // the same of the pixel where it is largest
+  double noise;    // the standard deviation of what DDPM adds
 };
 
 AtStep look(const GaussianDiffusion& diffusion, const Tensor& x_t, int64_t t,
@@ -88,7 +88,7 @@ Walk walk(const Sampler& sampler, Tensor x, int64_t from,
   Generator random(sampler.seed, 1);
   Walk result;
   for (int64_t t = from; t >= 0; --t) {
-    Tensor eps_theta;
+    Tensor eps_theta;  // what the sampler was told
     const Model model = [&](const Tensor& x_t, const Tensor& seen_t) {
       return eps_theta = sampler.unet.forward(x_t, seen_t);
     };
@@ -180,17 +180,19 @@ class Report {
 
   /// `names`: schedule, steps, sampler and what was clipped. `every`: the samples of every step clipped.
   void add_walk(const std::vector<std::string>& names, const Walk& walk, const Tensor& every) {
+    fmt::print("{}\n", fmt::join(names, ", "));
+    std::fflush(stdout);  // it takes minutes until the next
     double size = 0;
     for (const AtStep& s : walk.steps) {
       size = std::max(size, s.size);
       const std::string numbers = fmt::format("{},{:.6g},{:.6g},{:.6g},{:.6g},{:.6g}", s.t, s.size,
-                                              s.outside, s.apart, s.furthest, s.noise);
+                                              s.outside, s.apart, s.most, s.noise);
       csv_ += fmt::format("{},{}\n", fmt::join(names, ","), numbers);
       if (names[2] == "DDPM" && names[1] == options_.steps.front() && is_shown(s.t) &&
           (names[3] == kClipped[0] || names[3] == kClipped[3])) {
-        by_t_ += fmt::format("| {} | {} | {} | {:.3g} | {:.1f}% | {:.2g} | {:.2g} | {:.2g} |\n",
-                             names[0], names[3], s.t, s.size, 100 * s.outside, s.apart, s.furthest,
-                             s.noise);
+        by_t_ +=
+            fmt::format("| {} | {} | {} | {:.3g} | {:.1f}% | {:.2g} | {:.2g} | {:.2g} |\n",
+                        names[0], names[3], s.t, s.size, 100 * s.outside, s.apart, s.most, s.noise);
       }
     }
     const Tensor levels = cast(to_uint8(walk.x_0), DType::kFloat64);
@@ -235,16 +237,16 @@ class Report {
   const Options& options_;
   std::vector<app::Curve> outside_, apart_;
   std::string untrained_ =
-      "| schedule | steps | largest eps_theta | image: x_t times | means apart: x_t times | apart "
+      "| schedule | steps | largest eps_theta | image, times x_t | means apart, times x_t | apart "
       "| "
-      "at most | size, unclipped | size, clipped |\n|---|---|---|---|---|---|---|---|---|\n";
+      "most | size of the mean | clipped |\n|---|---|---|---|---|---|---|---|---|\n";
   std::string samples_ =
       "| schedule | steps | sampler | clipped | largest state | size at the end | outside | "
       "from every step clipped |\n|---|---|---|---|---|---|---|---|\n";
   std::string by_t_ =
-      "| schedule | clipped | t | size of x_t | outside | means apart | at most | noise added |\n"
+      "| schedule | clipped | t | size of x_t | outside | means apart | most | noise added |\n"
       "|---|---|---|---|---|---|---|---|\n";
-  std::string csv_ = "schedule,steps,sampler,clipped,t,size,outside,apart,furthest,noise\n";
+  std::string csv_ = "schedule,steps,sampler,clipped,t,size,outside,apart,most,noise\n";
 };
 
 Options parse(int argc, char** argv) {
