@@ -275,8 +275,10 @@ int main(int argc, char** argv) {
     const NoGrad no_grad;
     std::filesystem::create_directories(options.out);
     Report report(options);
-    for (const std::string& run : options.runs) report.add(load_model(app::find_checkpoint(run)));
-    report.write();
+    for (const std::string& run : options.runs) {
+      report.add(load_model(app::find_checkpoint(run)));
+      report.write();  // each time, as the next one takes many minutes
+    }
   } catch (const std::exception& error) {
     fmt::print(stderr, "clipping: {}\n", error.what());
     return 2;
