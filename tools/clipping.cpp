@@ -143,7 +143,9 @@ class Report {
           rows.push_back({fmt::format("{}, {}", name, kClipped[i]), all[i].x_0});
           add_walk({schedule, steps, name, kClipped[i]}, all[i], all[0].x_0);
         }
-        if (!ddim && steps == options_.steps.front()) add_curves(schedule, all);
+        if (ddim || steps != options_.steps.front()) continue;
+        add_by_t(schedule, all.front(), all.back());
+        add_curves(schedule, all);
       }
       save(fmt::format("samples_{}_{}.png", schedule, steps), app::labelled_rows({}, rows, 2));
     }
@@ -188,12 +190,6 @@ class Report {
       const std::string numbers = fmt::format("{},{:.6g},{:.6g},{:.6g},{:.6g},{:.6g}", s.t, s.size,
                                               s.outside, s.apart, s.most, s.noise);
       csv_ += fmt::format("{},{}\n", fmt::join(names, ","), numbers);
-      if (names[2] == "DDPM" && names[1] == options_.steps.front() && is_shown(s.t) &&
-          (names[3] == kClipped[0] || names[3] == kClipped[3])) {
-        by_t_ +=
-            fmt::format("| {} | {} | {} | {:.3g} | {:.1f}% | {:.2g} | {:.2g} | {:.2g} |\n",
-                        names[0], names[3], s.t, s.size, 100 * s.outside, s.apart, s.most, s.noise);
-      }
     }
     const Tensor levels = cast(to_uint8(walk.x_0), DType::kFloat64);
     const double away = mean_size(levels - cast(to_uint8(every), DType::kFloat64));
@@ -202,10 +198,16 @@ class Report {
                     root_mean_square(walk.x_0), 100 * share_outside(walk.x_0), away);
   }
 
-  static bool is_shown(int64_t t) {
-    for (int64_t shown : {999, 998, 990, 900, 750, 500, 250, 100, 10, 1, 0})
-      if (t == shown) return true;
-    return false;
+  /// The first two steps, the last two and some between.
+  void add_by_t(const std::string& schedule, const Walk& every, const Walk& none) {
+    const size_t T = every.steps.size();
+    for (size_t i = 0; i < T; ++i) {
+      if (i > 1 && i + 2 < T && i % (T / 5 + 1) != 0) continue;
+      const AtStep &e = every.steps[i], &n = none.steps[i];
+      by_t_ += fmt::format("| {} | {} | {:.2g} | {:.1f}% | {:.1f}% | {:.2g} | {:.2g} | {:.3g} |\n",
+                           schedule, e.t, e.noise, 100 * e.outside, 100 * n.outside, e.apart,
+                           n.apart, n.size);
+    }
   }
 
   void add_curves(const std::string& schedule, const std::vector<Walk>& all) {
@@ -244,8 +246,8 @@ class Report {
       "| schedule | steps | sampler | clipped | largest state | size at the end | outside | "
       "from every step clipped |\n|---|---|---|---|---|---|---|---|\n";
   std::string by_t_ =
-      "| schedule | clipped | t | size of x_t | outside | means apart | most | noise added |\n"
-      "|---|---|---|---|---|---|---|---|\n";
+      "| schedule | t | noise added | outside: every | none | means apart: every | none | "
+      "size of x_t: none |\n|---|---|---|---|---|---|---|---|\n";
   std::string csv_ = "schedule,steps,sampler,clipped,t,size,outside,apart,most,noise\n";
 };
 
