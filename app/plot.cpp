@@ -7,6 +7,8 @@
 #include <fmt/format.h>
 #include <stb/stb_easy_font.h>
 
+#include "data/image_io.h"
+
 namespace mutilde::app {
 
 namespace {
@@ -79,6 +81,17 @@ void draw_text(Image& image, int x, int y, const std::string& text, int scale,
   for (size_t q = 0; q < static_cast<size_t>(quads); ++q) {
     const Corner &a = corners[4 * q], &b = corners[4 * q + 2];
     fill(image, x + scale * a.x, y + scale * a.y, x + scale * b.x, y + scale * b.y, colour);
+  }
+}
+
+/// `small`: of 1 channel or 3.
+void draw_enlarged(Image& image, int left, int top, const Image& small, int scale) {
+  for (int y = 0; y < small.height * scale; ++y) {
+    for (int x = 0; x < small.width * scale; ++x) {
+      const uint8_t* from = small.row(y / scale) + x / scale * small.channels;
+      uint8_t* to = image.row(top + y) + 3 * (left + x);
+      for (int c = 0; c < 3; ++c) to[c] = from[small.channels == 3 ? c : 0];
+    }
   }
 }
 
@@ -208,6 +221,33 @@ Image draw_bars(const std::string& title, const std::string& legend, const std::
     draw_text(image, left + static_cast<int>(std::max(bar.value, bar.part) * scale) + 8, y + 1,
               value_text(bar), 2);
     y += kPitch;
+  }
+  return image;
+}
+
+Image labelled_rows(const std::vector<std::string>& columns, const std::vector<Row>& rows,
+                    int scale) {
+  constexpr int kGap = 6, kText = 24;
+  int label_width = 0;
+  for (const Row& row : rows) label_width = std::max(label_width, text_width(row.label, 2));
+  const Shape& shape = rows.front().images.shape();
+  const int H = static_cast<int>(shape[1]), W = static_cast<int>(shape[2]);
+  const int left = label_width + 3 * kGap, top = columns.empty() ? kGap : kText + 2 * kGap;
+  Image image(top + static_cast<int>(rows.size()) * (H * scale + kGap),
+              left + static_cast<int>(shape[0]) * (W * scale + kGap), 3);
+  std::fill(image.pixels.begin(), image.pixels.end(), uint8_t{255});
+  const auto left_of = [&](size_t column) {
+    return left + static_cast<int>(column) * (W * scale + kGap);
+  };
+  for (size_t column = 0; column < columns.size(); ++column) {
+    const int x = left_of(column) + (W * scale - text_width(columns[column], 2)) / 2;
+    draw_text(image, x, 2 * kGap, columns[column], 2);
+  }
+  for (size_t r = 0; r < rows.size(); ++r) {
+    const int y = top + static_cast<int>(r) * (H * scale + kGap);
+    draw_text(image, kGap, y + H * scale / 2 - kText / 3, rows[r].label, 2);
+    for (int64_t i = 0; i < rows[r].images.size(0); ++i)
+      draw_enlarged(image, left_of(static_cast<size_t>(i)), y, to_image(rows[r].images, i), scale);
   }
   return image;
 }

@@ -1,4 +1,4 @@
-// Plots as pictures: curves over a logarithmic y axis, as suits a loss, and bars.
+// Plots as pictures: curves over a logarithmic y axis, as suits a loss; bars; labelled images.
 #pragma once
 
 #include <array>
@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/tensor.h"
 #include "data/image.h"
 
 namespace mutilde::app {
@@ -32,5 +33,13 @@ struct Bar {
 
 /// Horizontal bars, one below the other, with their values.
 Image draw_bars(const std::string& title, const std::string& legend, const std::vector<Bar>& bars);
+
+struct Row {
+  std::string label;
+  Tensor images;  // [K, H, W, C], C of 1 or 3, floating in [-1, 1]
+};
+/// Rows of images, each pixel enlarged `scale` times, with a label over every column, or none.
+Image labelled_rows(const std::vector<std::string>& columns, const std::vector<Row>& rows,
+                    int scale = 3);
 
 }  // namespace mutilde::app

@@ -227,7 +227,8 @@ void untrained(const char* name, const Schedule& schedule) {
 // 2. *Why by way of $x_0$?* Because on that way $\hat x_0$ can be clipped to the range of pixels,
 //    which no one can do to eq. 13. That changes the mean by a known amount where $\hat x_0$ leaves
 //    the range, and not at all elsewhere. With the cosine schedule the first step depends on it;
-//    whether the small changes of a thousand others add up is a question for a trained network.
+//    whether the small changes of a thousand others add up is a question for a trained network:
+//    [what clipping does](../docs/clipping.md) asks some.
 //
 // And $\hat x_0$ is good for more: tutorial 10 writes DDIM in it, and at every step it is a
 // picture.

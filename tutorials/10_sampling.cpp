@@ -32,8 +32,9 @@ SpacedDiffusion process(const std::string& steps,  // so many of a thousand
 // t))$, and to learn are mean and variance. That is DDPM:
 //
 // Start from noise, $x_T \sim \mathcal{N}(0, \mathbf{I})$. In each step the network is asked for
-// the image in $x_t$, $\hat x_0$; clipped to the range of pixels it goes into eq. 11, which gives
-// the mean of $x_{t-1}$; and to that comes fresh noise of the posterior's variance, eq. 10:
+// the image in $x_t$, $\hat x_0$; clipped to the range of pixels
+// ([what for?](../docs/clipping.md)) it goes into eq. 11, which gives the mean of $x_{t-1}$; and to
+// that comes fresh noise of the posterior's variance, eq. 10:
 //
 // $$x_{t-1} = \tilde\mu_t(x_t, \hat x_0) + \sqrt{\tilde\beta_t}\; z,
 //   \qquad z \sim \mathcal{N}(0, \mathbf{I})$$

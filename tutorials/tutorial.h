@@ -14,6 +14,9 @@
 
 namespace mutilde::tutorial {
 
+using app::labelled_rows;
+using app::Row;
+
 struct Options {
   std::filesystem::path out = "out/tutorials";  // where the pictures go
   bool full = false;                            // the long version, where there is one
@@ -37,14 +40,6 @@ inline Tensor normal_like(const Tensor& x, Generator& random) {
 app::Curve curve(const std::string& name, const std::array<uint8_t, 3>& colour, int64_t T,
                  const std::function<double(int64_t t)>& f);
 
-/// One row of a picture: [K, H, W, 1], in [-1, 1].
-struct Row {
-  std::string label;
-  Tensor images;
-};
-/// Rows of images, each pixel enlarged `scale` times, with a label over every column, or none.
-Image labelled_rows(const std::vector<std::string>& columns, const std::vector<Row>& rows,
-                    int scale = 3);
 /// Writes out/name as PNG and says so.
 void save(const Options& options, const std::string& name, const Image& image);
 

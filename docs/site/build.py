@@ -27,8 +27,8 @@ KATEX = pathlib.Path("/usr/share/javascript/katex/katex.min.css")
 FONTS = {"KaTeX": "/usr/share/fonts/truetype/katex", "CharisSIL": "/usr/share/fonts-sil-charis/woff2",
          "JetBrainsMono": "/usr/share/fonts/truetype/jetbrains-mono"}
 NAVIGATION = [("tutorials/index.html", "Tutorials"), ("equations.html", "Equations"), ("why-eq-11.html", "Why eq. 11?"),
-              ("design.html", "Design"), ("performance.html", "Performance"), ("commands.html", "Commands"),
-              ("library/index.html", "Library"), ("code/index.html", "Sources")]
+              ("clipping.html", "Clipping"), ("design.html", "Design"), ("performance.html", "Performance"),
+              ("commands.html", "Commands"), ("library/index.html", "Library"), ("code/index.html", "Sources")]
 
 
 @dataclass

@@ -1,0 +1,73 @@
+// scripts/clipping.sh on tiny networks: what its tables say is what the equations demand.
+#include <algorithm>
+#include <cmath>
+#include <sstream>
+
+#include <gtest/gtest.h>
+
+#include "diffusion/schedule.h"
+#include "running.h"
+
+namespace mutilde::test {
+namespace {
+
+/// The cells of a table's rows that begin with a schedule's name.
+std::vector<std::vector<std::string>> rows_of(const std::string& markdown) {
+  std::vector<std::vector<std::string>> rows;
+  std::istringstream lines(markdown);
+  for (std::string line; std::getline(lines, line);) {
+    if (!line.starts_with("| linear |") && !line.starts_with("| cosine |")) continue;
+    rows.emplace_back();
+    for (size_t from = 2, to; (to = line.find(" |", from)) != line.npos; from = to + 3)
+      rows.back().push_back(line.substr(from, to - from));
+  }
+  return rows;
+}
+
+TEST_F(CommandTest, TheExperimentOnClippingRuns) {
+  // One thread: with so little to do several would wait for each other.
+  const std::string command =
+      fmt::format("OMP_NUM_THREADS=1 '{}/scripts/clipping.sh' --test '{}' '{}' >'{}/out' 2>&1",
+                  MUTILDE_SOURCE_DIR, MUTILDE_BUILD_DIR, work().string(), folder_.string());
+  ASSERT_EQ(std::system(command.c_str()), 0) << read_file(folder_ / "out");
+
+  int untrained = 0, samples = 0;
+  std::string away_with_last_step;
+  for (const std::vector<std::string>& row : rows_of(read_file(work() / "fashion/tables.md"))) {
+    if (row.size() == 9 && row[1] == "24") {
+      // A fresh network predicts no noise: the means part by beta / (sqrt(alpha) (1 - alpha_bar)) x_t.
+      const auto betas = named_beta_schedule(row[0], 24);
+      double alpha_bar = 1;
+      for (double beta : betas) alpha_bar *= 1 - beta;
+      EXPECT_EQ(row[2], "0");
+      EXPECT_NEAR(std::stod(row[4]), betas.back() / (std::sqrt(1 - betas.back()) * (1 - alpha_bar)),
+                  1e-3 * std::stod(row[4]));  // four digits are printed
+      ++untrained;
+    } else if (row.size() == 8 && row[2].starts_with("DD")) {
+      // What is clipped last stays in range, and clipping the last step alone changes the numbers of
+      // the picture but no pixel of it: that range is the pixels' too.
+      if (row[3] == "every step" || row[3] == "last step") {
+        EXPECT_EQ(row[6], "0.0%");
+      }
+      if (row[3] == "every step") {
+        EXPECT_EQ(row[7], "0.0");
+      }
+      if (row[3] == "no step") {
+        EXPECT_EQ(row[7], away_with_last_step);
+      }
+      away_with_last_step = row[7];
+      ++samples;
+    }
+  }
+  EXPECT_EQ(untrained, 2);
+  EXPECT_EQ(samples, 2 * 2 * 2 * 4);  // schedules, lengths, samplers, ways to clip
+  for (const char* name :
+       {"samples_linear_24.png", "samples_cosine_4.png", "outside.png", "means.png"})
+    EXPECT_TRUE(fs::exists(work() / "fashion" / name)) << name;
+  // 24 + 4 steps thrice and two last ones more, by two samplers on two schedules; and the heading.
+  const std::string csv = read_file(work() / "fashion/by_t.csv");
+  EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 1 + 4 * (3 * 28 + 2));
+}
+
+}  // namespace
+}  // namespace mutilde::test
