@@ -8,7 +8,7 @@
 #                                      there, they are unpacked below build/ and nothing is installed
 #   scripts/gpu_check.sh --build-only  without a GPU: configures and compiles for all targets
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 build=build/gpu packages=build/gpu_packages report=build/gpu/report.md
 jobs="$(nproc)"
