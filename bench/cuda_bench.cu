@@ -8,6 +8,7 @@
 
 #include "cuda/cuda_backend.h"
 #include "cuda/devices.h"
+#include "cuda/hopper/conv_wgmma.h"
 #include "cuda/hopper/matmul_wgmma.h"
 #include "cuda/launch.h"
 #include "cuda/matmul_ladder.h"
@@ -58,6 +59,13 @@ constexpr NamedRung kRungs[] = {{"float32, plain", cuda::Rung::kPlain},
                                 {"float32, tiled", cuda::Rung::kTiled},
                                 {"float32 rounded to tf32, wmma", cuda::Rung::kTensorCores}};
 
+bool is_hopper() {
+  int major = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0),
+        "cudaDeviceGetAttribute");
+  return major == 9;
+}
+
 void measure_matmul() {
   constexpr int n = 4096;
   constexpr double kOperations = 2.0 * n * n * n;
@@ -77,16 +85,14 @@ void measure_matmul() {
     });
   };
   ladder("bfloat16, wmma", cuda::matmul_wmma);
-  int major = 0;
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0),
-        "cudaDeviceGetAttribute");
-  if (major == 9) ladder("bfloat16, wgmma and TMA", cuda::matmul_wgmma);
+  if (is_hopper()) ladder("bfloat16, wgmma and TMA", cuda::matmul_wgmma);
 }
 
 void measure_conv(int64_t N, int64_t size, int64_t C, int64_t kernel, int64_t stride) {
   const int64_t size_out = size / stride;
   const Tensor x = random({N, size, size, C}), weight = random({C, kernel, kernel, C});
-  const Tensor bias = random({C}), out = random({N, size_out, size_out, C});
+  const Tensor bias = random({C}), dout = random({N, size_out, size_out, C});
+  const Tensor out = dout.clone(), dx = x.clone(), dweight = weight.clone();
   const Conv2dGeometry geometry{stride, kernel / 2};
   const double operations = 2.0 * static_cast<double>(out.numel() * kernel * kernel * C);
   const std::string shape =
@@ -96,10 +102,21 @@ void measure_conv(int64_t N, int64_t size, int64_t C, int64_t kernel, int64_t st
     print_row(("conv " + shape).c_str(), rung_name, operations,
               [&] { backend.conv2d(x, weight, bias, geometry, out); });
     print_row("gradient of its input", rung_name, operations,
-              [&] { backend.conv2d_backward_input(out, weight, geometry, x); });
+              [&] { backend.conv2d_backward_input(dout, weight, geometry, dx); });
     print_row("gradient of its weight", rung_name, operations,
-              [&] { backend.conv2d_backward_weight(x, out, geometry, weight); });
+              [&] { backend.conv2d_backward_weight(x, dout, geometry, dweight); });
   }
+  if (!is_hopper()) return;
+  const auto of = [](int64_t n) { return static_cast<int>(n); };
+  const cuda::ConvSizes s{of(size), of(size),   of(C),      of(size_out), of(size_out),
+                          of(C),    of(kernel), of(kernel), of(stride),   of(kernel / 2)};
+  const Tensor short_x = x.to(DType::kBFloat16), short_weight = weight.to(DType::kBFloat16);
+  print_row(("conv " + shape).c_str(), "bfloat16, wgmma and TMA", operations, [&] {
+    cuda::conv2d_wgmma(s, of(N), static_cast<const __nv_bfloat16*>(short_x.raw()),
+                       static_cast<const __nv_bfloat16*>(short_weight.raw()),
+                       static_cast<const float*>(bias.raw()), static_cast<float*>(out.raw()),
+                       nullptr);
+  });
 }
 
 void measure_training(const char* preset, int64_t batch) {
