@@ -25,13 +25,23 @@ if(MUTILDE_CUDA STREQUAL "nvcc")
   if(NOT CMAKE_CUDA_COMPILER)
     set(CMAKE_CUDA_COMPILER ${MUTILDE_NVCC})
   endif()
+  # Machine code for the GPUs from A100 to B200 (which CUDA knows since 12.8), and PTX that later ones
+  # compile for themselves.
+  set(all_gpus OFF)
   if(NOT CMAKE_CUDA_ARCHITECTURES)
-    # Machine code for the GPUs from A100 to B200, and PTX that later ones compile for themselves.
-    set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90-real 100)
+    set(all_gpus ON)
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90)
   endif()
   enable_language(CUDA)
+  if(all_gpus AND CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90-real 100)
+  endif()
   set(CMAKE_CUDA_STANDARD 20)
   set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+  set(CMAKE_CUDA_EXTENSIONS OFF)
+  if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # nvcc has C++20 since 12.0, which CMake 3.25 does not know
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+  endif()
 endif()
 
 # Sources of a target that holds CUDA code: .cu files by nvcc, or as C++.
@@ -71,6 +81,13 @@ if(NOT MUTILDE_CUDA STREQUAL "off")
     target_link_libraries(cuda PUBLIC CUDA::cudart)
     # fmt 9 takes nvcc for a compiler without constexpr functions, and then does not compile.
     target_compile_definitions(cuda PUBLIC $<$<COMPILE_LANGUAGE:CUDA>:FMT_USE_CONSTEXPR=1>)
+    # Instructions that only compute capability 9.0 has; code for other GPUs cannot hold them.
+    file(GLOB hopper_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/cuda/hopper/*.cu)
+    add_library(cuda_hopper OBJECT ${hopper_sources})
+    set_target_properties(cuda_hopper PROPERTIES CUDA_ARCHITECTURES 90a-real POSITION_INDEPENDENT_CODE ON)
+    target_link_libraries(cuda_hopper PRIVATE core CUDA::cudart)
+    target_compile_definitions(cuda_hopper PRIVATE FMT_USE_CONSTEXPR=1)
+    target_sources(cuda PRIVATE $<TARGET_OBJECTS:cuda_hopper>)
   endif()
 endif()
 

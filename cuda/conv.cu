@@ -1,4 +1,4 @@
-// Convolution and its two gradients, each as one matrix product (tile_product.h).
+// Convolution and its two gradients, each as one matrix product (product.h).
 //
 //                   rows            columns         k                 a             b
 //   forward         output pixels   C_out           kh, kw, c         patches of x  weight
@@ -8,15 +8,15 @@
 // The patches of x, a row of kH kW C numbers for each output pixel, would be kH kW times as large as
 // x. They are never written: the product asks for one of their elements, and gets it from x, or a
 // zero of the padding. Channels are last, so a row consists of runs of C neighbours.
+//
+// So a convolution climbs the ladder with the products, but for its plain rung: that is the
+// definition as loops (conv_plain.cu), and what tests hold the others to.
+#include "cuda/conv_plain.h"
 #include "cuda/cuda_backend.h"
-#include "cuda/tile_product.h"
+#include "cuda/product.h"
 
 namespace mutilde::cuda {
 namespace {
-
-struct ConvSizes {
-  int H, W, C, H_out, W_out, C_out, kH, kW, stride, padding;
-};
 
 ConvSizes conv_sizes(const Shape& x, const Shape& weight, const Shape& out,
                      const Conv2dGeometry& geometry) {
@@ -127,7 +127,9 @@ void CudaBackend::conv2d(ConstView x, ConstView weight, ConstView bias, Conv2dGe
   const int64_t pixels = out.shape.product(0, 3), K = weight.shape.product(1, 4);
   for_float(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    batched_product("conv2d", 1, pixels, s.C_out, K, Patches<T>{x.as<T>(), s},
+    if (rung_ == Rung::kPlain)
+      return conv2d_plain<T>(s, x.as<T>(), weight.as<T>(), bias.as<T>(), out.as<T>(), pixels);
+    batched_product(rung_, "conv2d", 1, pixels, s.C_out, K, Patches<T>{x.as<T>(), s},
                     Matrix<T, true>{weight.as<T>(), K, 0},
                     Store<T>{out.as<T>(), pixels, s.C_out, bias.as<T>()});
   });
@@ -139,7 +141,9 @@ void CudaBackend::conv2d_backward_input(ConstView dout, ConstView weight, Conv2d
   const int64_t pixels = dx.shape.product(0, 3), K = weight.shape.product(0, 3);
   for_float(dx.dtype, [&](auto zero) {
     using T = decltype(zero);
-    batched_product("conv2d", 1, pixels, s.C, K, GradientPatches<T>{dout.as<T>(), s},
+    if (rung_ == Rung::kPlain)
+      return conv2d_plain_backward_input<T>(s, dout.as<T>(), weight.as<T>(), dx.as<T>(), pixels);
+    batched_product(rung_, "conv2d", 1, pixels, s.C, K, GradientPatches<T>{dout.as<T>(), s},
                     WeightByInput<T>{weight.as<T>(), s},
                     Store<T>{dx.as<T>(), pixels, s.C, nullptr});
   });
@@ -151,7 +155,9 @@ void CudaBackend::conv2d_backward_weight(ConstView x, ConstView dout, Conv2dGeom
   const int64_t pixels = dout.shape.product(0, 3), columns = dweight.shape.product(1, 4);
   for_float(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    long_product(*this, "conv2d", s.C_out, columns, pixels,
+    if (rung_ == Rung::kPlain)
+      return conv2d_plain_backward_weight<T>(s, x.as<T>(), dout.as<T>(), dweight.as<T>(), pixels);
+    long_product(*this, rung_, "conv2d", s.C_out, columns, pixels,
                  Matrix<T, false>{dout.as<T>(), s.C_out, 0}, PatchesTransposed<T>{{x.as<T>(), s}},
                  dweight.as<T>());
   });

@@ -7,12 +7,13 @@
 
 #include "core/backend.h"
 #include "core/caching_allocator.h"
+#include "cuda/rung.h"
 
 namespace mutilde::cuda {
 
 class CudaBackend final : public Backend {
  public:
-  explicit CudaBackend(int index);
+  explicit CudaBackend(int index, Rung rung = rung_from_environment());
 
   // memory.cu
   void* allocate(size_t bytes) override;
@@ -91,6 +92,7 @@ class CudaBackend final : public Backend {
 
  private:
   int index_;
+  Rung rung_;
   CachingAllocator allocator_;
 };
 

@@ -1,6 +1,6 @@
 // Matrix products: dense layers, and batches of products with either side transposed.
 #include "cuda/cuda_backend.h"
-#include "cuda/tile_product.h"
+#include "cuda/product.h"
 
 namespace mutilde::cuda {
 
@@ -11,8 +11,10 @@ void CudaBackend::matmul(ConstView a, bool transpose_a, ConstView b, bool transp
   for_float(out.dtype, [&](auto zero) {
     using T = decltype(zero);
     const auto multiply = [&](const auto& left, const auto& right) {
-      if (batch == 1) return long_product(*this, "matmul", M, N, K, left, right, out.as<T>());
-      batched_product("matmul", batch, M, N, K, left, right, Store<T>{out.as<T>(), M, N, nullptr});
+      if (batch == 1)
+        return long_product(*this, rung_, "matmul", M, N, K, left, right, out.as<T>());
+      batched_product(rung_, "matmul", batch, M, N, K, left, right,
+                      Store<T>{out.as<T>(), M, N, nullptr});
     };
     const auto with_right = [&](const auto& left) {
       if (transpose_b) return multiply(left, Matrix<T, true>{b.as<T>(), K, b_size});
@@ -27,7 +29,7 @@ void CudaBackend::linear(ConstView x, ConstView weight, ConstView bias, View out
   const int64_t M = x.shape[0], K = x.shape[1], N = weight.shape[0];
   for_float(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    batched_product("linear", 1, M, N, K, Matrix<T, true>{x.as<T>(), K, 0},
+    batched_product(rung_, "linear", 1, M, N, K, Matrix<T, true>{x.as<T>(), K, 0},
                     Matrix<T, true>{weight.as<T>(), K, 0},
                     Store<T>{out.as<T>(), M, N, bias.as<T>()});
   });

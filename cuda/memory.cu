@@ -28,8 +28,9 @@ double in_mib(size_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
 }  // namespace
 
-CudaBackend::CudaBackend(int index)
+CudaBackend::CudaBackend(int index, Rung rung)
     : index_(index),
+      rung_(rung),
       allocator_(
           allocate_on_gpu, [](void* data, size_t) { cudaFree(data); }, kCaches) {}
 

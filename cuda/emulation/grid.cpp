@@ -29,6 +29,8 @@ constexpr dim3 kMaxGrid(2147483647, 65535, 65535);
 constexpr dim3 kMaxBlock(1024, 1024, 64);
 constexpr int64_t kMaxThreadsPerBlock = 1024;
 
+thread_local std::string_view launched_last;
+
 int64_t volume(dim3 size) { return int64_t{size.x} * size.y * size.z; }
 
 bool fits(dim3 size, dim3 max) {
@@ -91,8 +93,11 @@ void run_blocks(const Launch& launch, Progress& progress) {
 
 }  // namespace
 
+std::string_view last_kernel() { return launched_last; }
+
 void run_grid(const Launch& launch) {
   check(launch);
+  launched_last = launch.kernel;
   report_on_death(
       [] { return Block::running() == nullptr ? std::string() : Block::running()->where(); });
   Progress progress;

@@ -24,6 +24,9 @@ struct Launch {
 /// index, so that it is the same one for any number of host threads.
 void run_grid(const Launch& launch);
 
+/// The name of the kernel that this host thread launched last.
+std::string_view last_kernel();
+
 template <auto kernel>
 constexpr const char* pretty_function() {
   return __PRETTY_FUNCTION__;

@@ -1,10 +1,14 @@
 // What only an emulated device can show of the backend: faults of the machine, and that no kernel
 // depends on the order of its threads.
+#include <cstdlib>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "core/op_cases.h"
+#include "cuda/cuda_backend.h"
 #include "cuda/devices.h"
+#include "cuda/emulation/grid.h"
 #include "tests/cuda/emulation/fault_testing.h"
 
 namespace mutilde::emulation {
@@ -72,6 +76,50 @@ TEST(CudaKernels, GiveTheSameInBothOrdersOfTheirThreads) {
     options().order = Order::kReverse;
     EXPECT_EQ(results_of(row), forward) << row.name;
   }
+}
+
+// The table of ops runs on the rung that the library picks.
+TEST(CudaKernels, OfEachRungGiveTheSameInBothOrdersOfTheirThreads) {
+  use_cuda();
+  const Tensor x = uniform({1, 9, 7, 5}).to(DType::kFloat32).to(Device::cuda());
+  const Tensor weight = uniform({67, 3, 3, 5}).to(DType::kFloat32).to(Device::cuda());
+  for (const cuda::Rung rung : {cuda::Rung::kPlain, cuda::Rung::kTensorCores}) {
+    cuda::CudaBackend backend(0, rung);
+    const auto results = [&](Order order) {
+      const OptionsScope scope;
+      options().order = order;
+      const Tensor out = Tensor::empty({1, 9, 7, 67}, DType::kFloat32, Device::cuda());
+      const Tensor dx = Tensor::empty(x.shape(), DType::kFloat32, Device::cuda());
+      const Tensor dweight = Tensor::empty(weight.shape(), DType::kFloat32, Device::cuda());
+      backend.conv2d(x, weight, {}, {1, 1}, out);
+      backend.conv2d_backward_input(out, weight, {1, 1}, dx);
+      backend.conv2d_backward_weight(x, out, {1, 1}, dweight);
+      return std::vector{out.to_vector<double>(), dx.to_vector<double>(),
+                         dweight.to_vector<double>()};
+    };
+    EXPECT_EQ(results(Order::kReverse), results(Order::kForward));
+  }
+}
+
+/// The kernel that multiplies two matrices on a backend made under MUTILDE_CUDA_RUNG=name.
+std::string product_kernel(const char* name, DType dtype = DType::kFloat32) {
+  use_cuda();
+  setenv("MUTILDE_CUDA_RUNG", name, 1);
+  cuda::CudaBackend backend(0);
+  unsetenv("MUTILDE_CUDA_RUNG");
+  const Tensor a = Tensor::zeros({1, 2, 2}, dtype, Device::cuda()), out = a.clone();
+  backend.matmul(a, false, a, false, out);
+  return std::string(last_kernel());
+}
+
+TEST(CudaRungs, TheEnvironmentForcesOne) {
+  EXPECT_THAT(product_kernel("plain"), HasSubstr("plain_product"));
+  EXPECT_THAT(product_kernel("tiled"), HasSubstr("tiled_product"));
+  EXPECT_THAT(product_kernel("wmma"), HasSubstr("wmma_product"));
+  EXPECT_THAT(product_kernel("auto"), HasSubstr("tiled_product"));
+  EXPECT_THAT(product_kernel("wmma", DType::kFloat64), HasSubstr("tiled_product"));
+  EXPECT_THAT(error_of([] { product_kernel("fast"); }),
+              HasSubstr("MUTILDE_CUDA_RUNG is 'fast': auto, plain, tiled or wmma expected"));
 }
 
 }  // namespace

@@ -1,0 +1,119 @@
+// The matrix product that dense layers and convolutions share, with operands that are functions.
+//
+// out[i, j] = sum over k of a(i, k) b(j, k). An operand says what its element (outer, k) is, and
+// along which of the two neighbours lie in memory. A matrix looks it up, transposed or not; a
+// convolution's finds the pixel and the channel, and is zero in the padding: so no array of patches
+// is ever written. Where an element is takes divisions, so it is found in two halves, outer() and
+// inner(), each once for several elements, and at() puts them together.
+//
+// How it is computed is the ladder's matter: a rung a file, all with the same operands. In each the
+// row tiles of a product lie along the grid's x, one product (of a batch, or of a chunk of K) behind
+// the other, and the column tiles along y.
+#pragma once
+
+#include "cuda/product_plain.h"
+#include "cuda/product_tiled.h"
+#include "cuda/product_wmma.h"
+#include "cuda/rung.h"
+
+namespace mutilde::cuda {
+
+/// An operand in memory. Along k: [batch, outer, K], else [batch, K, outer].
+template <class T, bool along_k>
+struct Matrix {
+  static constexpr bool kAlongK = along_k;
+  const T* data;
+  int64_t row;         // the length of a row in memory: K, or the outer size
+  int64_t batch_size;  // elements from one matrix to the next; 0: all products share this one
+
+  using Outer = int64_t;
+  __device__ int64_t outer(int batch, int i) const {
+    return batch * batch_size + (along_k ? i * row : i);
+  }
+  __device__ int64_t inner(int k) const { return along_k ? k : k * row; }
+  __device__ T at(int64_t outer, int64_t inner) const { return data[outer + inner]; }
+};
+
+/// out: [product, M, N], plus a bias for each column where there is one.
+template <class T>
+struct Store {
+  T* out;
+  int64_t M, N;
+  const T* bias;
+  __device__ void operator()(int product, int row, int column, T sum) const {
+    out[(product * M + row) * N + column] = bias == nullptr ? sum : sum + bias[column];
+  }
+};
+
+inline int int_size(const char* op, int64_t size) {
+  if (size > INT32_MAX)
+    fail<ShapeError>("{}: a size of {} is over what the GPU's kernel counts", op, size);
+  return static_cast<int>(size);
+}
+
+template <class T, class A, class B>
+void launch_product(Rung asked, const ProductSizes& s, int products, const A& a, const B& b,
+                    const Store<T>& out) {
+  const auto grid = [&](int rows, int columns) {
+    return dim3(static_cast<unsigned>(ceil_div(s.M, rows)) * static_cast<unsigned>(products),
+                static_cast<unsigned>(ceil_div(s.N, columns)));
+  };
+  const Rung rung = rung_for(dtype_of<T>(), asked);
+  if (rung == Rung::kPlain) {
+    return launch<plain_product<T, A, B, Store<T>>>(
+        {.grid = grid(kPlainRows, kPlainColumns), .block = {kPlainColumns, kPlainRows}}, s, a, b,
+        out);
+  }
+  const LaunchConfig config{.grid = grid(kTile, kTile), .block = {kSide, kSide}};
+  if constexpr (std::is_same_v<T, float>) {
+    if (rung == Rung::kTensorCores) {
+      return launch<wmma_product<A, B, Store<T>>>(config, s, a, b, out);
+    }
+  }
+  launch<tiled_product<T, A, B, Store<T>>>(config, s, a, b, out);
+}
+
+/// Products of a batch: out[i] = a[i] b[i].
+template <class T, class A, class B>
+void batched_product(Rung rung, const char* op, int64_t batch, int64_t M, int64_t N, int64_t K,
+                     const A& a, const B& b, const Store<T>& out) {
+  if (batch == 0 || M == 0 || N == 0) return;
+  const int k = int_size(op, K);
+  launch_product(rung, ProductSizes{int_size(op, M), int_size(op, N), k, k, 1}, int_size(op, batch),
+                 a, b, out);
+}
+
+template <class T>
+struct SumChunks {
+  const T* partial;  // [chunks, n]
+  T* out;
+  int chunks;
+  int64_t n;
+  __device__ void operator()(int64_t i) const {
+    T sum = 0;
+    for (int chunk = 0; chunk < chunks; ++chunk) sum += partial[chunk * n + i];
+    out[i] = sum;
+  }
+};
+
+/// One product with a K so long, and so few outputs, that their tiles alone would leave most of a
+/// GPU idle: K is cut into chunks, and a second kernel adds up their products, in order. Where the
+/// cuts are depends on the sizes alone.
+template <class T, class A, class B>
+void long_product(Backend& backend, Rung rung, const char* op, int64_t M, int64_t N, int64_t K,
+                  const A& a, const B& b, T* out) {
+  if (M == 0 || N == 0) return;
+  constexpr int64_t kBlocks = 512, kLeastChunk = 256;
+  const int64_t tiles = ceil_div<int64_t>(M, kTile) * ceil_div<int64_t>(N, kTile);
+  const int64_t chunks =
+      std::clamp<int64_t>(std::min(kBlocks / tiles, K / kLeastChunk), 1, kBlocks);
+  const int chunk = static_cast<int>(ceil_div(K, chunks));
+  const ProductSizes s{int_size(op, M), int_size(op, N), int_size(op, K), chunk,
+                       static_cast<int>(chunks)};
+  if (chunks == 1) return launch_product(rung, s, 1, a, b, Store<T>{out, M, N, nullptr});
+  const Buffer<T> partial(backend, chunks * M * N);
+  launch_product(rung, s, s.chunks, a, b, Store<T>{partial.data(), M, N, nullptr});
+  launch_for_each(M * N, SumChunks<T>{partial.data(), out, s.chunks, M * N});
+}
+
+}  // namespace mutilde::cuda
