@@ -43,7 +43,7 @@ function(mutilde_cpu_isa isa)  # mutilde_cpu_isa(ISA FLAG...)
     target_link_libraries(cpu_${isa} PRIVATE OpenMP::OpenMP_CXX)
   endif()
   set(object ${PROJECT_BINARY_DIR}/cpu_${isa}.o)
-  set(name mutilde_cpu_kernels)
+  set(name kMutildeCpuKernels)
   add_custom_command(OUTPUT ${object}
     # -d: a variable that has no place yet (clang's for OpenMP's reductions) gets it in the copy.
     COMMAND ${CMAKE_LINKER} -r -d --force-group-allocation -o ${object} $<TARGET_OBJECTS:cpu_${isa}>

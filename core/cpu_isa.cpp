@@ -10,8 +10,8 @@ namespace mutilde {
 
 #if defined(MUTILDE_ALL_ISAS)
 // core/cpu/kernels.cpp again, compiled and renamed by cmake/mutilde_cpu_isas.cmake.
-extern "C" const CpuKernels mutilde_cpu_kernels_avx2;
-extern "C" const CpuKernels mutilde_cpu_kernels_avx512;
+extern "C" const CpuKernels kMutildeCpuKernels_avx2;
+extern "C" const CpuKernels kMutildeCpuKernels_avx512;
 #endif
 
 std::span<const CpuIsa> cpu_isas() {
@@ -21,13 +21,13 @@ std::span<const CpuIsa> cpu_isas() {
   static const bool avx512 =
       avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  static const std::array<CpuIsa, 3> isas = {{{"plain", true, &mutilde_cpu_kernels},
-                                              {"avx2", avx2, &mutilde_cpu_kernels_avx2},
-                                              {"avx512", avx512, &mutilde_cpu_kernels_avx512}}};
+  static const std::array<CpuIsa, 3> isas = {{{"plain", true, &kMutildeCpuKernels},
+                                              {"avx2", avx2, &kMutildeCpuKernels_avx2},
+                                              {"avx512", avx512, &kMutildeCpuKernels_avx512}}};
 #elif defined(MUTILDE_NATIVE)
-  static const std::array<CpuIsa, 1> isas = {{{"native", true, &mutilde_cpu_kernels}}};
+  static const std::array<CpuIsa, 1> isas = {{{"native", true, &kMutildeCpuKernels}}};
 #else
-  static const std::array<CpuIsa, 1> isas = {{{"plain", true, &mutilde_cpu_kernels}}};
+  static const std::array<CpuIsa, 1> isas = {{{"plain", true, &kMutildeCpuKernels}}};
 #endif
   return isas;
 }

@@ -14,6 +14,6 @@ Backend& cpu_backend() {
 
 }  // namespace
 
-constinit const CpuKernels mutilde_cpu_kernels = {simd::kVectorBytes, cpu_backend, peak_gflops};
+constinit const CpuKernels kMutildeCpuKernels = {simd::kVectorBytes, cpu_backend, peak_gflops};
 
 }  // namespace mutilde

@@ -14,6 +14,6 @@ struct CpuKernels {
 
 // Data and not a function: to look at it runs no instruction that the processor may lack. C linkage
 // gives it a name that objcopy can be told.
-extern "C" const CpuKernels mutilde_cpu_kernels;
+extern "C" const CpuKernels kMutildeCpuKernels;
 
 }  // namespace mutilde

@@ -12,6 +12,6 @@ fail() {
 }
 
 shown="$(nm --extern-only --defined-only "$object")"
-[[ "$(awk '{ print $3 }' <<<"$shown")" == "mutilde_cpu_kernels_$isa" ]] || fail "shows more: $shown"
+[[ "$(awk '{ print $3 }' <<<"$shown")" == "kMutildeCpuKernels_$isa" ]] || fail "shows more: $shown"
 sections="$(readelf --wide --section-headers "$object")"
 ! grep -E ' (GROUP|INIT_ARRAY) ' <<<"$sections" || fail "has a group, or code that runs before main"
