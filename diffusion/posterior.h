@@ -35,8 +35,9 @@
 //   cosine      0        0.0064               1              0.0064
 //
 // So at large t, the first sampling steps, a small error in eps_theta throws x_0_hat far outside
-// the range. On the linear schedule the coefficient makes up for it; at the end of the cosine
-// schedule it does not, and clipping is what keeps the mean bounded. At t = 0, the last sampling
+// the range. On the linear schedule the coefficient makes up for it in one step (over many they add
+// up: docs/clipping.md); at the end of the cosine schedule it does not, and clipping is what keeps
+// the mean bounded. At t = 0, the last sampling
 // step, the coefficient of x_0 is 1 and that of x_t is 0: the sample *is* x_0_hat, and clipping
 // keeps it within [-1, 1]. On the way x_0_hat is also what DDIM needs and what a picture of the
 // model's present guess shows.

@@ -9,6 +9,9 @@ cd "$(dirname "$0")/.."
 build=${BUILD_DIR:-build/playground}
 # Where Debian keeps what Emscripten's scripts require, for a node that is not Debian's.
 export NODE_PATH=/usr/share/nodejs
+if command -v ccache >/dev/null; then  # the second names the one that em++ puts before clang
+  export CMAKE_CXX_COMPILER_LAUNCHER=ccache EM_COMPILER_WRAPPER=ccache
+fi
 
 build_app() {
   cmake -S . -B "$build/app" -G Ninja -DCMAKE_BUILD_TYPE=Release -DMUTILDE_TESTS=OFF -DMUTILDE_BENCH=OFF \
@@ -26,7 +29,7 @@ train() {
 }
 
 build_page() {  # build_page OUT_DIR
-  emcmake cmake -S playground -B "$build/wasm" -G Ninja
+  CMAKE_CXX_COMPILER_LAUNCHER='' emcmake cmake -S playground -B "$build/wasm" -G Ninja
   cmake --build "$build/wasm"
   mkdir -p "$1"
   cp playground/index.html playground/style.css playground/page.js "$1"

@@ -7,8 +7,9 @@
 // 1. *Eq. 11 is the mean of the **true** posterior, which knows $x_0$. How can a sampler use it?*
 // 2. *Why is $x_0$ predicted first, when eq. 13 leads from the noise to the mean in one line?*
 //
-// We derive both, run both routes, and see where they part. As in tutorial 7, step $t$ adds noise
-// of variance $\beta_t$; $\alpha_t = 1 - \beta_t$, $\bar\alpha_t = \alpha_1 \cdots \alpha_t$.
+// We derive both, run both routes, and see where they part. As in tutorial 7, a step adds noise of
+// variance $\beta_t$, $\alpha_t = 1 - \beta_t$, and $\bar\alpha_t$ is the product of all up to $t$.
+// The program counts from $t = 0$, where $\bar\alpha_{t-1} = 1$: there the posterior is $x_0$ itself.
 #include <cmath>
 
 #include "core/ops/ops.h"
@@ -161,7 +162,7 @@ void two_routes(const char* name, const Schedule& schedule, const Tensor& x_0) {
 //
 // Early on a third of the pixels is outside, but by a hair: the background is exactly $-1$, and any
 // error pushes half of it out. Late, nearly all are outside, and far. Yet of an error of 157 in the
-// image the linear schedule lets 0.02 through, whereas the cosine schedule, at its last step, lets
+// image the linear schedule lets 0.02 through, whereas the cosine schedule, at $t = 999$, lets
 // 31.6 through: there $\beta_t = 0.999$, and eq. 13 divides by $\sqrt{0.001}$.
 //
 // ![An error of the noise, as it arrives in the image and in the mean](08_errors.png)
@@ -198,7 +199,7 @@ void how_much(const char* name, const Schedule& schedule, const Tensor& x_0, std
 // A UNet starts with zeros in its last layer (tutorial 6), so a new one says $\epsilon_\theta = 0$,
 // and eq. 13 is $x_t / \sqrt{\alpha_t}$. Sampling starts from noise of size 1, and the next state
 // should have that size. Without clipping the cosine schedule makes it 32 times as large; clipping
-// moves a pixel by tens, a few by more than 100. With the linear one it hardly matters.
+// moves a pixel by tens, a few by more than 100. With the linear one this one step hardly matters.
 //
 // ```text
 // linear: clipping moves the mean by 0.016, at most 0.0683; size 1.01, clipped 0.99

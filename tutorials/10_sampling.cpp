@@ -148,6 +148,8 @@ void cost_of_fewer_steps() {
 //   + \sqrt{1 - \bar\alpha_{t-1} - \sigma_t^2}\; \epsilon_\theta + \sigma_t\, z,
 //   \qquad \sigma_t = \eta \sqrt{\tilde\beta_t}$$
 //
+// (Where $\hat x_0$ was clipped, $\epsilon_\theta$ is what eq. 9 makes of the clipped image.)
+//
 // With $\eta = 1$ it is DDPM, for by eq. 10
 //
 // $$\sqrt{1 - \bar\alpha_{t-1} - \tilde\beta_t}\; \epsilon_\theta

@@ -68,8 +68,8 @@ __device__ float shuffle(float value, int distance, Counts* counts) {
 //
 // It is right (the CPU's `softmax()` to $10^{-6}$), and bad in two ways. Each number is read three
 // times. And the threads of a warp go together: at first they read $x_0$ of 32 rows, 1,024 bytes
-// apart. Memory comes in pieces of at least 32 bytes, so with each 4-byte number come 28 that
-// nobody asked for. (The emulation does not see that: it knows nothing about speed.)
+// apart. Memory comes in pieces of at least 32 bytes, so with each 4-byte number come 28 that are
+// not wanted yet. (The emulation does not see that: it knows nothing about speed.)
 __global__ void plain(Input x, float* y) {
   const unsigned first = (blockIdx.x * blockDim.x + threadIdx.x) * kColumns;
   float m = -INFINITY, sum = 0;
@@ -82,7 +82,7 @@ __global__ void plain(Input x, float* y) {
 //
 // Give a row to a block, a number to each of its 256 threads. Neighbours now read neighbours, and
 // each number once. But the maximum and the sum run over all threads, which see each other's
-// numbers in *shared memory* alone, some KiB inside the processor that a block has for itself.
+// numbers fast in *shared memory* alone, some KiB in the processor that a block has for itself.
 // There they are combined in a tree: the lower half of the threads takes in the upper half's
 // numbers, then the lower quarter the second quarter's, and after $\log_2 256 = 8$ rounds number 0
 // has it all. Before each round all must have finished the last: that is what a barrier is for.
@@ -120,7 +120,7 @@ __global__ void tree(Input x, float* y) {
 // ## Warp: 32 threads a row
 //
 // Most of that waiting is not needed. The lanes of a warp can read each other's registers: in
-// `__shfl_xor_sync(mask, v, 16)` lane $i$ gets the `v` of lane $i$ with bit 16 flipped. Combine, go
+// `__shfl_xor_sync(mask, v, 16)` lane $i$ gets the `v` of the lane 16 away, `i ^ 16`. Combine, go
 // on with 8, 4, 2 and 1, and after five steps *every* lane has the result. No shared memory, no
 // barrier. So give a row to a warp, each lane every 32nd number, which it keeps in registers:
 //
