@@ -22,11 +22,14 @@ endif()
 if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$")
   return()
 endif()
-execute_process(COMMAND ${CMAKE_LINKER} --help OUTPUT_VARIABLE linker_help ERROR_QUIET)
-if(NOT CMAKE_OBJCOPY OR NOT linker_help MATCHES "--force-group-allocation")
-  message(WARNING "CPU kernels for plain x86-64 alone: AVX2's and AVX-512's need GNU ld and objcopy "
-                  "(-DCMAKE_LINKER=...)")
-  return()
+# GNU's, even where clang is the compiler and CMake prefers LLVM's, which cannot dissolve groups.
+find_program(MUTILDE_GNU_LD NAMES ld.bfd ld)
+find_program(MUTILDE_GNU_OBJCOPY NAMES ${CMAKE_SYSTEM_PROCESSOR}-linux-gnu-objcopy objcopy)
+mark_as_advanced(MUTILDE_GNU_LD MUTILDE_GNU_OBJCOPY)
+execute_process(COMMAND ${MUTILDE_GNU_LD} --help OUTPUT_VARIABLE linker_help ERROR_QUIET)
+if(NOT MUTILDE_GNU_OBJCOPY OR NOT linker_help MATCHES "--force-group-allocation")
+  message(FATAL_ERROR "MUTILDE_NATIVE=OFF needs GNU ld and objcopy (Debian's binutils): "
+                      "-DMUTILDE_GNU_LD=... -DMUTILDE_GNU_OBJCOPY=...")
 endif()
 set(MUTILDE_ALL_ISAS ON)
 
@@ -46,8 +49,8 @@ function(mutilde_cpu_isa isa)  # mutilde_cpu_isa(ISA FLAG...)
   set(name kMutildeCpuKernels)
   add_custom_command(OUTPUT ${object}
     # -d: a variable that has no place yet (clang's for OpenMP's reductions) gets it in the copy.
-    COMMAND ${CMAKE_LINKER} -r -d --force-group-allocation -o ${object} $<TARGET_OBJECTS:cpu_${isa}>
-    COMMAND ${CMAKE_OBJCOPY} --redefine-sym ${name}=${name}_${isa} --keep-global-symbol=${name}_${isa} ${object}
+    COMMAND ${MUTILDE_GNU_LD} -r -d --force-group-allocation -o ${object} $<TARGET_OBJECTS:cpu_${isa}>
+    COMMAND ${MUTILDE_GNU_OBJCOPY} --redefine-sym ${name}=${name}_${isa} --keep-global-symbol=${name}_${isa} ${object}
     DEPENDS cpu_${isa} $<TARGET_OBJECTS:cpu_${isa}>
     COMMENT "The CPU kernels for ${isa}" COMMAND_EXPAND_LISTS VERBATIM)
   target_sources(core PRIVATE ${object})

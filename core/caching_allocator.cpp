@@ -67,13 +67,11 @@ CachingAllocator::Place CachingAllocator::find_block(Pool& pool, size_t size) {
 
 void* CachingAllocator::new_segment(Pool& pool, size_t size, size_t& segment) {
   segment = std::max(size, pool.segment);
-  void* data = allocate_(segment);
-  if (data == nullptr) {  // a tight fit may be there where a segment is not
-    release_cached_locked();
-    segment = size;
-    data = allocate_(segment);
-  }
-  return data;
+  if (void* data = allocate_(segment); data != nullptr) return data;
+  segment = size;  // a tight fit may be there where a whole segment is not
+  if (void* data = allocate_(segment); data != nullptr) return data;
+  release_cached_locked();
+  return allocate_(segment);
 }
 
 void CachingAllocator::release(void* data, size_t bytes) {

@@ -18,7 +18,7 @@ case "${1:-}" in
   --pack)
     mkdir -p "$packages" && cd "$packages" &&
       exec apt-get download libfmt-dev nlohmann-json3-dev libcli11-dev libstb-dev libzip-dev libzip4 \
-        zlib1g-dev libgtest-dev libgmock-dev libtomlplusplus-dev
+        libfmt9 zlib1g-dev libgtest-dev libgmock-dev libtomlplusplus-dev
     ;;
   *)
     echo "usage: scripts/gpu_check.sh [--pack | --build-only]" >&2
@@ -39,6 +39,7 @@ if [[ "${1:-}" != --build-only ]]; then
   [[ -n "$gpu" ]] || give_up "there is no NVIDIA driver or no GPU (nvidia-smi names none)"
   # One target compiles several times faster than all of them.
   capability="$(cut -d , -f 2 <<<"$gpu" | tr -d ' .')"
+  ((capability >= 80)) || give_up "$gpu has compute capability $capability / 10, 8.0 (A100) is the least"
   targets=("-DCMAKE_CUDA_ARCHITECTURES=$capability-real")
 fi
 

@@ -4,11 +4,13 @@
 //   clipping [--steps 1000,50] [--num_samples N] [--seed N] --out DIR RUN...
 //
 // RUN: what `mutilde train` left, a folder or a checkpoint; a network that predicts the noise.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 

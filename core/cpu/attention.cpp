@@ -17,8 +17,7 @@ namespace {
 // One image and head is a task (in the forward pass also a range of queries, where those tasks are
 // few). It packs its keys and values once and streams over blocks of 96 queries (16 tiles of the
 // micro-kernel, with AVX2): the logits of a block are 96 x T, 98 KB for T = 256, and stay in L2
-// while the softmax and the next product use them. q and k are each scaled by D^-1/4, which is the
-// logits scaled by D^-1/2.
+// while the softmax and the next product use them.
 //
 // The backward pass makes the weights again from the logits and their saved log-sum-exp, one
 // exponential each and no maximum:

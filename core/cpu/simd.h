@@ -114,11 +114,11 @@ inline Vec<float> exp(Vec<float> x) {
   return x <= highest ? (x < lowest ? Vec<float>{} : y) : x + infinity;
 }
 
-/// The same for weights of a softmax, in fewer instructions: x is at most 80 or a NaN, which stays
-/// one; below the lowest exponent (minus infinity, too) it gives about 2^-126.
+/// The same for weights of a softmax, in fewer instructions: beyond the two logarithms (infinities,
+/// too) it gives the largest number, and about 2^-126. A NaN stays one.
 inline Vec<float> exp_of_weight(Vec<float> x) {
-  const Vec<float> lowest = broadcast(kLowestExponent);
-  const Vec<float> y = exp_in_range(lowest > x ? lowest : x);
+  const Vec<float> highest = broadcast(kHighestExponent), lowest = broadcast(kLowestExponent);
+  const Vec<float> y = exp_in_range(x > highest ? highest : (lowest > x ? lowest : x));
   return x == x ? y : x;
 }
 inline Vec<double> exp(Vec<double> x) {
