@@ -146,7 +146,8 @@ TEST(TimestepSampler, WeightsUndoTheProbabilities) {
   for (size_t i = 0; i < t.size(); ++i) {
     EXPECT_NEAR(weights[i], 1 / (7 * p[static_cast<size_t>(t[i])]), 1e-6 * weights[i]);
   }
-  for (float weight : UniformSampler(7).sample(50, generator).weights.values<float>()) {
+  const TimestepSample uniform = UniformSampler(7).sample(50, generator);  // values() does not own
+  for (const float weight : uniform.weights.values<float>()) {
     EXPECT_FLOAT_EQ(weight, 1);
   }
 }
