@@ -1,0 +1,24 @@
+// How products are computed: convolutions, dense layers and matrix products.
+#pragma once
+
+#include <string_view>
+
+namespace mutilde {
+
+/// Tensors hold float32 either way, the weights too (what others call master weights); norms, softmax
+/// and sums are float32.
+enum class Precision {
+  kFloat32,
+  /// A product may round its factors to bfloat16 (8 bits of mantissa); it adds in float32. Each backend
+  /// decides where that is the faster way, so that the error is at most 2^-8 of each term.
+  kBfloat16,
+};
+
+/// The precision of products of float32 tensors, of the whole process. float64 is never rounded.
+Precision product_precision();
+void set_product_precision(Precision precision);
+
+/// "fp32" or "bf16".
+std::string_view name_of(Precision precision);
+
+}  // namespace mutilde
