@@ -10,6 +10,7 @@
 
 #include "app/command_line.h"
 #include "app/commands.h"
+#include "app/device.h"
 #include "app/plot.h"
 #include "app/progress.h"
 #include "core/cpu/peak.h"
@@ -26,7 +27,7 @@ namespace {
 
 struct BenchFlags {
   Settings settings;  // those on the command line
-  std::string preset = "small", mode = "train", picture;
+  std::string preset = "small", mode = "train", precision = "fp32", picture;
   int64_t steps = 5;
   bool profile = false, shapes = false, serve = false;
 };
@@ -166,6 +167,8 @@ CommandLine bench_command_line(BenchFlags& flags) {
   line.add("--mode", flags.mode,
            "train: forward, loss, backward, optimiser; sample: x_t to x_{t-1}", "",
            {"train", "sample"});
+  line.add("--precision", flags.precision, kPrecisionHelp, "",
+           {std::begin(kPrecisions), std::end(kPrecisions)});
   line.add("--steps", flags.steps, "how many steps; the median counts");
   line.add("--batch_size", flags.settings.batch_size,
            "images in a batch; 0: 32, 16 and 4 for small, medium and cifar");
@@ -211,6 +214,7 @@ int bench_command(const std::vector<std::string>& arguments) {
   CommandLine line = bench_command_line(flags);
   if (!line.parse(arguments)) return 0;
   const Settings settings = settings_of(line, flags);
+  use_precision(flags.precision);
 
   const std::function<void()> step =
       flags.mode == "train" ? training_step(settings) : sampling_step(settings);
@@ -230,8 +234,8 @@ int bench_command(const std::vector<std::string>& arguments) {
   const double ms = times[static_cast<size_t>(flags.steps / 2)];
   const double gflops = cpu_isa().kernels->peak_gflops(kernel_threads());
   const std::string title =
-      fmt::format("{}, {}, batch {}, {} threads, {}", flags.preset, flags.mode, settings.batch_size,
-                  kernel_threads(), cpu_isa().name);
+      fmt::format("{}, {}, batch {}, {} threads, {}, {}", flags.preset, flags.mode,
+                  settings.batch_size, kernel_threads(), cpu_isa().name, flags.precision);
   fmt::print(
       "{}\n{:.1f} ms a step (median of {}), {:.1f} images/s, {:.0f} % of the peak of {:.0f} "
       "GFLOP/s\nfirst step {:.0f} ms; tensors held {} at most\n",

@@ -3,6 +3,7 @@
 #include <charconv>
 
 #include "app/command_line.h"
+#include "core/precision.h"
 #include "cuda/devices.h"
 
 namespace mutilde::app {
@@ -35,6 +36,10 @@ Device find_device(const std::string& text) {
                          : fmt::format("are {}, cuda:0 to cuda:{}", gpus.count, gpus.count - 1));
   }
   return Device::cuda(index);
+}
+
+void use_precision(const std::string& text) {
+  set_product_precision(text == "bf16" ? Precision::kBfloat16 : Precision::kFloat32);
 }
 
 }  // namespace mutilde::app

@@ -1,4 +1,4 @@
-// Where to compute: the flag --device.
+// Where and how to compute: the flags --device and --precision.
 #pragma once
 
 #include <string>
@@ -13,5 +13,12 @@ constexpr const char* kDeviceHelp =
 /// Throws UsageError for a text that names no device, and for a GPU that is not there, with the
 /// reason.
 Device find_device(const std::string& text);
+
+constexpr const char* kPrecisionHelp =
+    "bf16: products may round their factors to bfloat16 where that is faster; all else is float32";
+constexpr const char* kPrecisions[] = {"fp32", "bf16"};
+
+/// Sets product_precision() to one of kPrecisions.
+void use_precision(const std::string& text);
 
 }  // namespace mutilde::app

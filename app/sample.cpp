@@ -23,7 +23,8 @@ namespace mutilde::app {
 namespace {
 
 struct SampleFlags {
-  std::string checkpoint, respacing, low_res, out, png_dir, npz, progressive, device = "auto";
+  std::string checkpoint, respacing, low_res, out, png_dir, npz, progressive, device = "auto",
+                                                                              precision = "fp32";
   int64_t num_samples = 16, batch_size = 16, seed = 0, label = -1;
   bool use_ddim = false, clip_denoised = true, use_raw = false;
   double eta = 0, ema_rate = 0;
@@ -54,6 +55,8 @@ CommandLine sample_command_line(SampleFlags& flags) {
   line.add("--clip_denoised", flags.clip_denoised,
            "clip each predicted x_0 to the range of pixels");
   line.add("--device", flags.device, kDeviceHelp, "DEVICE");
+  line.add("--precision", flags.precision, kPrecisionHelp, "",
+           {std::begin(kPrecisions), std::end(kPrecisions)});
   line.add("--batch_size", flags.batch_size,
            "images at a time; changes the memory, not the images");
   line.add("--ema_rate", flags.ema_rate,
@@ -227,6 +230,7 @@ int sample_command(const std::vector<std::string>& arguments) {
   if (flags.out.empty() && flags.png_dir.empty() && flags.npz.empty() && flags.progressive.empty())
     flags.out = "samples.png";
   const Device device = find_device(flags.device);
+  use_precision(flags.precision);
   const LoadedModel model = load(line, flags);
   model.unet->to(device);
   const SpacedDiffusion diffusion = make_diffusion(model.settings, flags.respacing);

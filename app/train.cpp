@@ -19,7 +19,7 @@ namespace {
 
 struct TrainFlags {
   Settings settings;  // those on the command line; the others are defaults
-  std::string preset, out, resume, device = "auto";
+  std::string preset, out, resume, device = "auto", precision = "fp32";
   bool overwrite = false;
   RunOptions run;
 };
@@ -47,6 +47,8 @@ CommandLine train_command_line(TrainFlags& flags) {
            "folder, or from an earlier checkpoint in a new one that --out names",
            "CHECKPOINT");
   line.add("--device", flags.device, kDeviceHelp, "DEVICE");
+  line.add("--precision", flags.precision, kPrecisionHelp, "",
+           {std::begin(kPrecisions), std::end(kPrecisions)});
   line.add("--overwrite", flags.overwrite, "remove an earlier run from the folder");
   line.add("--save_interval", flags.run.save_interval,
            "steps between checkpoints; 0: only at the end");
@@ -218,6 +220,7 @@ int train_command(const std::vector<std::string>& arguments) {
   if (!line.parse(arguments)) return 0;
   check_flags(flags);
   const Device device = find_device(flags.device);
+  use_precision(flags.precision);
 
   std::optional<Checkpoint> checkpoint;
   if (!flags.resume.empty()) checkpoint.emplace(find_checkpoint(flags.resume));

@@ -70,20 +70,21 @@ class Runner:
 def measure(args, preset, mode):
     # Neither side is held to the settings of the shell: a distribution's older OpenBLAS kernel, or how threads wait.
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OPENBLAS_", "OMP_"))}
-    ours = Runner("mutilde", [args.mutilde, "bench", "--preset", preset, "--mode", mode, "--serve"], environment)
+    ours = Runner("mutilde", [args.mutilde, "bench", "--preset", preset, "--mode", mode, "--precision", args.precision,
+                              "--serve"], environment)
     flops, batch, peak = ours.wait_ready()
     peers = []
     if args.python:
         for variant in args.variants.split(","):
             peers.append(Runner(variant, [args.python, f"{HERE}/peer_torch.py", "--preset", preset, "--mode", mode,
-                                          "--serve"] + VARIANTS[variant], environment))
+                                          "--precision", args.precision, "--serve"] + VARIANTS[variant], environment))
             peers[-1].wait_ready()
     runners = [ours] + peers
     for _ in range(args.runs):
         for runner in runners:
             time.sleep(args.pause)  # threads of the one before stop spinning
             runner.step()
-    row = {"preset": preset, "mode": mode, "precision": "fp32", "batch": int(batch),
+    row = {"preset": preset, "mode": mode, "precision": args.precision, "batch": int(batch),
            "ours_ms": statistics.median(ours.times), "ours_ms_all": ours.times, "peak_mb": ours.peak_mb(),
            "peak_gflops": float(peak)}
     row["images_per_s"] = row["batch"] / row["ours_ms"] * 1e3
@@ -107,6 +108,7 @@ def main():
     parser.add_argument("--presets", default="small,medium,cifar")
     parser.add_argument("--modes", default="train,sample")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="of the peer (default: all)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of both sides")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--pause", type=float, default=0.25, help="seconds between steps")
     parser.add_argument("--json", metavar="FILE", help="write the rows as a JSON list")

@@ -120,6 +120,7 @@ def main():
                      for memory_format in (torch.contiguous_format, torch.channels_last)]
             times = []
             for _ in range(args.turns):
+                time.sleep(0.02)  # PyTorch's threads stop spinning
                 ask("time")
                 ours_ms, onednn_ms = map(float, ours.stdout.readline().split())
                 times.append((ours_ms, onednn_ms, min(burst_ms(call) for call in calls)))

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "core/cpu/cpu_backend.h"
 #include "core/cpu/gemm.h"
@@ -11,6 +12,7 @@
 #include "core/cpu/parallel.h"
 #include "core/cpu/scratch.h"
 #include "core/cpu/winograd.h"
+#include "core/precision.h"
 
 namespace mutilde {
 namespace {
@@ -55,14 +57,14 @@ struct GatherAxis {
   int64_t kernel_tap(int64_t j) const { return first_tap + j * tap_step; }
 };
 
-template <class T>
+template <class F>
 struct Gather {
   int64_t N;
   GatherAxis h, w;
-  int64_t C_src, C_dst;
-  const T* src;
-  T* dst;
-  const T* bias;  // or null
+  int64_t C_src, C_dst;  // C_src: steps of the micro-kernel
+  const F* src;
+  Sum<F>* dst;
+  const Sum<F>* bias;  // or null
 
   int64_t pixels() const { return N * h.positions * w.positions; }
   int64_t taps() const { return h.taps * w.taps; }
@@ -73,8 +75,8 @@ struct Pixel {
   int64_t n, i, j;
 };
 
-template <class T>
-Pixel pixel_at(const Gather<T>& g, int64_t index) {
+template <class F>
+Pixel pixel_at(const Gather<F>& g, int64_t index) {
   const int64_t positions = g.h.positions * g.w.positions;
   if (positions <= kSmallImage) {
     return {index % g.N, index / g.N / g.w.positions, index / g.N % g.w.positions};
@@ -83,22 +85,22 @@ Pixel pixel_at(const Gather<T>& g, int64_t index) {
 }
 
 /// Source rows of one or more taps for each row of a tile.
-template <class T>
+template <class F>
 struct GatherRun {
-  const T* row[kTileRows];
+  const F* row[kTileRows];
   int64_t length;    // taps * C_src
   int64_t b_offset;  // rows of the panel before it
 };
 
-template <class T>
+template <class F>
 struct GatherRuns {
-  const GatherRun<T>* run;
+  const GatherRun<F>* run;
   int64_t count;
-  const T* panel;
+  const F* panel;
   int64_t width;
 
   template <size_t kRows>
-  int64_t enter(int64_t i, const T* (&a)[kRows], const T*& b) const {
+  int64_t enter(int64_t i, const F* (&a)[kRows], const F*& b) const {
     for (size_t r = 0; r < kRows; ++r) a[r] = run[i].row[r];
     b = panel + run[i].b_offset * width;
     return run[i].length;
@@ -106,10 +108,10 @@ struct GatherRuns {
 };
 
 /// The runs of one kernel row for a tile of `rows` pixels; returns how many.
-template <class T>
-int64_t runs_of_kernel_row(const Gather<T>& g, const Pixel* pixels, int64_t rows,
-                           int64_t kernel_row, const T* zeros, GatherRun<T>* runs) {
-  const T* first[kTileRows];  // where tap 0 of the kernel row would lie, or null
+template <class F>
+int64_t runs_of_kernel_row(const Gather<F>& g, const Pixel* pixels, int64_t rows,
+                           int64_t kernel_row, const F* zeros, GatherRun<F>* runs) {
+  const F* first[kTileRows];  // where tap 0 of the kernel row would lie, or null
   bool any_row = false, merge = true;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t h = g.h.source(pixels[r].i, kernel_row), w = g.w.source(pixels[r].j, 0);
@@ -129,7 +131,7 @@ int64_t runs_of_kernel_row(const Gather<T>& g, const Pixel* pixels, int64_t rows
   }
   int64_t count = 0;
   for (int64_t tap = 0; tap < g.w.taps; ++tap) {
-    GatherRun<T>& run = runs[count];
+    GatherRun<F>& run = runs[count];
     bool any = false;
     for (int64_t r = 0; r < kTileRows; ++r) {
       const Pixel& p = pixels[r < rows ? r : 0];
@@ -146,18 +148,18 @@ int64_t runs_of_kernel_row(const Gather<T>& g, const Pixel* pixels, int64_t rows
 }
 
 /// Pixels [begin, end) of the panels [panel_begin, panel_end).
-template <class T>
-void gather_block(const Gather<T>& g, const T* packed, int64_t begin, int64_t end,
+template <class F>
+void gather_block(const Gather<F>& g, const F* packed, int64_t begin, int64_t end,
                   int64_t panel_begin, int64_t panel_end) {
   const int64_t tiles = ceil_div(end - begin, kTileRows);
   // Layout of the scratch: a source row of zeros, then the runs, then where each tile's kernel rows
   // begin.
-  GatherRun<T>* runs = scratch<GatherRun<T>>(Scratch::kRuns, tiles * g.taps());
-  T* zeros = scratch<T>(Scratch::kZeros, g.C_src);
+  GatherRun<F>* runs = scratch<GatherRun<F>>(Scratch::kRuns, tiles * g.taps());
+  F* zeros = scratch<F>(Scratch::kZeros, g.C_src);
   int64_t* bounds = scratch<int64_t>(Scratch::kBounds, tiles * (g.h.taps + 1));
-  std::fill_n(zeros, g.C_src, T(0));
+  std::fill_n(zeros, g.C_src, F(0));
 
-  T* destinations[kBlockPixels];
+  Sum<F>* destinations[kBlockPixels];
   int64_t count = 0;
   for (int64_t tile = 0; tile < tiles; ++tile) {
     Pixel pixels[kTileRows];
@@ -176,46 +178,46 @@ void gather_block(const Gather<T>& g, const T* packed, int64_t begin, int64_t en
     bounds[tile * (g.h.taps + 1) + g.h.taps] = count;
   }
 
-  const int64_t row_bytes = g.w.taps * g.C_src * kTileColumns<T> * static_cast<int64_t>(sizeof(T));
+  const int64_t row_bytes = g.w.taps * g.C_src * kTileColumns<F> * static_cast<int64_t>(sizeof(F));
   const int64_t slice = std::max<int64_t>(1, kPanelBytes / std::max<int64_t>(row_bytes, 1));
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-    const int64_t column = panel * kTileColumns<T>;
-    const int64_t width = panel_width<T>(g.C_dst - column);
+    const int64_t column = panel * kTileColumns<F>;
+    const int64_t width = panel_width<F>(g.C_dst - column);
     const int64_t columns = std::min(width, g.C_dst - column);
-    T start[kTileColumns<T>] = {};
+    Sum<F> start[kTileColumns<F>] = {};
     if (g.bias != nullptr) std::copy_n(g.bias + column, columns, start);
     for (int64_t kernel_row = 0; kernel_row == 0 || kernel_row < g.h.taps; kernel_row += slice) {
       const int64_t kernel_row_end = std::min(g.h.taps, kernel_row + slice);
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t* bound = bounds + tile * (g.h.taps + 1);
-        const GatherRuns<T> slice_runs{runs + bound[kernel_row],
+        const GatherRuns<F> slice_runs{runs + bound[kernel_row],
                                        bound[kernel_row_end] - bound[kernel_row],
                                        packed + column * g.K(), width};
-        T* c[kTileRows] = {};
+        Sum<F>* c[kTileRows] = {};
         const int64_t rows = std::min<int64_t>(kTileRows, end - begin - tile * kTileRows);
         for (int64_t r = 0; r < rows; ++r) c[r] = destinations[tile * kTileRows + r] + column;
-        multiply_tile<T>(rows, width, slice_runs, 1, width, kernel_row == 0 ? start : nullptr, c,
+        multiply_tile<F>(rows, width, slice_runs, 1, width, kernel_row == 0 ? start : nullptr, c,
                          columns);
       }
     }
   }
 }
 
-/// Element (c_src, c_dst) of the tap (kh, kw) is weight[(kh * kW + kw) * tap_stride + c_src *
+/// `channels`: numbers of a source pixel. Element (c_src, c_dst) of the tap (kh, kw) is weight[(kh * kW + kw) * tap_stride + c_src *
 /// src_stride + c_dst * dst_stride].
-template <class T>
-void run_gather(const Gather<T>& g, const T* weight, int64_t kW, int64_t tap_stride,
-                int64_t src_stride, int64_t dst_stride) {
+template <class F>
+void run_gather(const Gather<F>& g, const Sum<F>* weight, int64_t channels, int64_t kW,
+                int64_t tap_stride, int64_t src_stride, int64_t dst_stride) {
   if (g.pixels() == 0) return;
-  const int64_t panels = ceil_div(g.C_dst, kTileColumns<T>);
-  T* packed = scratch<T>(Scratch::kPackedB, packed_size<T>(g.K(), g.C_dst));
+  const int64_t panels = ceil_div(g.C_dst, kTileColumns<F>);
+  F* packed = scratch<F>(Scratch::kPackedB, packed_size<F>(g.K(), g.C_dst));
   parallel_tasks(panels, [&](int64_t panel) {
-    const int64_t column = panel * kTileColumns<T>, width = panel_width<T>(g.C_dst - column);
-    T* to = packed + column * g.K();
+    const int64_t column = panel * kTileColumns<F>, width = panel_width<F>(g.C_dst - column);
+    F* to = packed + column * g.K();
     for (int64_t i = 0; i < g.h.taps; ++i) {
       for (int64_t j = 0; j < g.w.taps; ++j) {
-        const T* tap = weight + (g.h.kernel_tap(i) * kW + g.w.kernel_tap(j)) * tap_stride;
-        pack_panel(tap, src_stride, dst_stride, g.C_src, g.C_dst, column, to);
+        const Sum<F>* tap = weight + (g.h.kernel_tap(i) * kW + g.w.kernel_tap(j)) * tap_stride;
+        pack_panel<F>(tap, src_stride, dst_stride, channels, g.C_dst, column, to);
         to += g.C_src * width;
       }
     }
@@ -278,7 +280,7 @@ GatherAxis backward_axis(int64_t in, int64_t out, int64_t kernel, int64_t stride
 // cache sets and evict each other), and all taps read the same copy, moved. 256 pixels of one panel
 // are 16 KB and one tile of dout 6 KB, together less than L1; a task keeps dout's copy for 64
 // output channels (70 KB) and x's for 16 input channels (22 KB) in L2, and goes through 64 input
-// channels with them, or 256 if there is only one tap to repay the copies. An input of fewer than
+// channels with them. (A 1 x 1 kernel of stride 1 is a plain product, core/cpu/gemm.cpp.) An input of fewer than
 // 16 channels is copied as one group, and a panel takes 16 columns across (kw, c), which lie next
 // to each other in a row.
 //
@@ -294,7 +296,6 @@ GatherAxis backward_axis(int64_t in, int64_t out, int64_t kernel, int64_t stride
 
 constexpr int64_t kChunkPixels = 256;
 constexpr int64_t kTaskChannels = 64;
-constexpr int64_t kTaskChannelsOneTap = 256;  // input channels of a 1 x 1 kernel
 
 template <class T>
 struct WeightGradient {
@@ -437,18 +438,18 @@ void run_weight_gradient(const WeightGradient<T>& p, T* dweight) {
   }
   const int64_t rows_of_chunk = std::max<int64_t>(1, kChunkPixels / s.W_out);
   const int64_t chunks = ceil_div(rows, rows_of_chunk);
-  const int64_t in_channels = s.kH * s.kW == 1 ? kTaskChannelsOneTap : kTaskChannels;
-  const int64_t out_parts = ceil_div(s.C_out, kTaskChannels), in_parts = ceil_div(s.C, in_channels);
+  const int64_t out_parts = ceil_div(s.C_out, kTaskChannels),
+                in_parts = ceil_div(s.C, kTaskChannels);
   const int64_t splits = std::min(chunks, ceil_div(kTasks, out_parts * in_parts));
   T* partials = splits == 1 ? dweight : scratch<T>(Scratch::kPartials, splits * size);
   parallel_tasks(splits * out_parts * in_parts, [&](int64_t task) {
     const int64_t split = task / (out_parts * in_parts), part = task % (out_parts * in_parts);
-    const int64_t c_out = part / in_parts * kTaskChannels, c = part % in_parts * in_channels;
+    const int64_t c_out = part / in_parts * kTaskChannels, c = part % in_parts * kTaskChannels;
     const int64_t begin = chunks * split / splits, end = chunks * (split + 1) / splits;
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       weight_gradient_chunk(p, chunk * rows_of_chunk, std::min(rows, (chunk + 1) * rows_of_chunk),
                             c_out, std::min(c_out + kTaskChannels, s.C_out), c,
-                            std::min(c + in_channels, s.C), chunk == begin,
+                            std::min(c + kTaskChannels, s.C), chunk == begin,
                             partials + split * size);
     }
   });
@@ -462,6 +463,26 @@ void run_weight_gradient(const WeightGradient<T>& p, T* dweight) {
   });
 }
 
+/// Calls body(source) with the `rows` x `channels` numbers of `source`, or where product_precision()
+/// says so with rows of pairs, in memory of this thread.
+template <class T, class Body>
+void for_factors(const T* source, int64_t rows, int64_t channels, const Body& body) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (product_precision() == Precision::kBfloat16) {
+      const int64_t pairs = steps<simd::Bf16Pair>(channels);
+      simd::Bf16Pair* to = scratch<simd::Bf16Pair>(Scratch::kFactors, rows * pairs);
+      parallel_for(rows, ceil_div(16384, std::max<int64_t>(channels, 1)),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t r = begin; r < end; ++r) {
+                       round_row(source + r * channels, channels, to + r * pairs);
+                     }
+                   });
+      return body(static_cast<const simd::Bf16Pair*>(to));
+    }
+  }
+  body(source);
+}
+
 }  // namespace
 
 void conv2d_direct(ConstView x, ConstView weight, ConstView bias, Conv2dGeometry geometry,
@@ -473,15 +494,18 @@ void conv2d_direct(ConstView x, ConstView weight, ConstView bias, Conv2dGeometry
       return multiply<T>({s.N * s.H * s.W, s.C_out, s.C, x.as<T>(), s.C, 1, weight.as<T>(), 1, s.C,
                           bias.as<T>(), out.as<T>(), s.C_out});
     }
-    const Gather<T> gather{s.N,
-                           forward_axis(s.H, s.H_out, s.kH, s.stride, s.padding),
-                           forward_axis(s.W, s.W_out, s.kW, s.stride, s.padding),
-                           s.C,
-                           s.C_out,
-                           x.as<T>(),
-                           out.as<T>(),
-                           bias.as<T>()};
-    run_gather(gather, weight.as<T>(), s.kW, s.C, 1, s.kH * s.kW * s.C);
+    for_factors(x.as<T>(), s.N * s.H * s.W, s.C, [&](const auto* source) {
+      using F = std::remove_cvref_t<decltype(*source)>;
+      const Gather<F> gather{s.N,
+                             forward_axis(s.H, s.H_out, s.kH, s.stride, s.padding),
+                             forward_axis(s.W, s.W_out, s.kW, s.stride, s.padding),
+                             steps<F>(s.C),
+                             s.C_out,
+                             source,
+                             out.as<T>(),
+                             bias.as<T>()};
+      run_gather(gather, weight.as<T>(), s.C, s.kW, s.C, 1, s.kH * s.kW * s.C);
+    });
   });
 }
 
@@ -494,19 +518,22 @@ void conv2d_direct_backward_input(ConstView dout, ConstView weight, Conv2dGeomet
       return multiply<T>({s.N * s.H * s.W, s.C, s.C_out, dout.as<T>(), s.C_out, 1, weight.as<T>(),
                           s.C, 1, nullptr, dx.as<T>(), s.C});
     }
-    for (int64_t phase_h = 0; phase_h < std::min(s.stride, s.H); ++phase_h) {
-      for (int64_t phase_w = 0; phase_w < std::min(s.stride, s.W); ++phase_w) {
-        const Gather<T> gather{s.N,
-                               backward_axis(s.H, s.H_out, s.kH, s.stride, s.padding, phase_h),
-                               backward_axis(s.W, s.W_out, s.kW, s.stride, s.padding, phase_w),
-                               s.C_out,
-                               s.C,
-                               dout.as<T>(),
-                               dx.as<T>(),
-                               nullptr};
-        run_gather(gather, weight.as<T>(), s.kW, s.C, s.kH * s.kW * s.C, 1);
+    for_factors(dout.as<T>(), s.N * s.H_out * s.W_out, s.C_out, [&](const auto* source) {
+      using F = std::remove_cvref_t<decltype(*source)>;
+      for (int64_t phase_h = 0; phase_h < std::min(s.stride, s.H); ++phase_h) {
+        for (int64_t phase_w = 0; phase_w < std::min(s.stride, s.W); ++phase_w) {
+          const Gather<F> gather{s.N,
+                                 backward_axis(s.H, s.H_out, s.kH, s.stride, s.padding, phase_h),
+                                 backward_axis(s.W, s.W_out, s.kW, s.stride, s.padding, phase_w),
+                                 steps<F>(s.C_out),
+                                 s.C,
+                                 source,
+                                 dx.as<T>(),
+                                 nullptr};
+          run_gather(gather, weight.as<T>(), s.C_out, s.kW, s.C, s.kH * s.kW * s.C, 1);
+        }
       }
-    }
+    });
   });
 }
 
@@ -515,6 +542,10 @@ void conv2d_direct_backward_weight(ConstView x, ConstView dout, Conv2dGeometry g
   const ConvShape s(x.shape, dweight.shape, dout.shape, geometry);
   for_float(x.dtype, [&](auto zero) {
     using T = decltype(zero);
+    if (s.is_product()) {
+      return multiply<T>({s.C_out, s.C, s.N * s.H * s.W, dout.as<T>(), 1, s.C_out, x.as<T>(), s.C,
+                          1, nullptr, dweight.as<T>(), s.C});
+    }
     run_weight_gradient(WeightGradient<T>{s, x.as<T>(), dout.as<T>()}, dweight.as<T>());
   });
 }

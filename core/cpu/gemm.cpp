@@ -1,6 +1,9 @@
 #include "core/cpu/gemm.h"
 
+#include <type_traits>
+
 #include "core/cpu/scratch.h"
+#include "core/precision.h"
 
 namespace mutilde {
 namespace {
@@ -12,16 +15,16 @@ constexpr int64_t kBlockRows = 16 * kTileRows;
 constexpr int64_t kSlice = 512;
 
 /// One run: the rows of A for this tile and slice.
-template <class T>
+template <class F>
 struct ProductRun {
-  const T* a;
+  const F* a;
   int64_t a_row;
-  const T* b;
+  const F* b;
   int64_t length;
   static constexpr int64_t count = 1;
 
   template <size_t kRows>
-  int64_t enter(int64_t, const T* (&rows)[kRows], const T*& b_start) const {
+  int64_t enter(int64_t, const F* (&rows)[kRows], const F*& b_start) const {
     for (size_t r = 0; r < kRows; ++r) rows[r] = a + static_cast<int64_t>(r) * a_row;
     b_start = b;
     return length;
@@ -30,13 +33,13 @@ struct ProductRun {
 
 /// A as [tile][k][kTileRows]: a transposed A would be read with a stride of its whole width, which
 /// hits the same few cache sets over and over when that is a power of two.
-template <class T>
-void pack_tiles(const T* a, int64_t k_stride, int64_t rows, int64_t K, T* packed) {
+template <class F>
+void pack_tiles(const F* a, int64_t k_stride, int64_t rows, int64_t K, F* packed) {
   for (int64_t m = 0; m < rows; m += kTileRows) {
-    const T* from = a + m;
+    const F* from = a + m;
     if (rows - m >= kTileRows) {
       for (int64_t k = 0; k < K; ++k, from += k_stride, packed += kTileRows) {
-        __builtin_memcpy(packed, from, kTileRows * sizeof(T));  // not a call, as copy_n is
+        __builtin_memcpy(packed, from, kTileRows * sizeof(F));  // not a call, as copy_n is
       }
     } else {
       for (int64_t k = 0; k < K; ++k, from += k_stride, packed += kTileRows) {
@@ -51,63 +54,154 @@ void pack_tiles(const T* a, int64_t k_stride, int64_t rows, int64_t K, T* packed
 template <class T>
 void pack_b(const Product<T>& p, T* packed) {
   for (int64_t n = 0; n < p.N; n += kTileColumns<T>) {
-    pack_panel(p.b, p.b_row, p.b_step, p.K, p.N, n, packed + n * p.K);
+    pack_panel<T>(p.b, p.b_row, p.b_step, p.K, p.N, n, packed + n * p.K);
   }
 }
 
-template <class T>
-void multiply_block(const Product<T>& p, const T* packed, int64_t begin, int64_t end,
+template <class F>
+void multiply_block(const Product<F>& p, const F* packed, int64_t begin, int64_t end,
                     int64_t panel_begin, int64_t panel_end, bool accumulate) {
+  using T = Sum<F>;
   // Without terms there may be no A at all: no address is formed then.
   const int64_t a_row = p.K > 0 ? p.a_row : 0;
   // A few panels do not repay the copy (6 floats for 6 cycles of arithmetic a panel).
   const bool pack_a = p.a_step != 1 && p.K > 0 && panel_end - panel_begin > 3;
   for (int64_t k = 0; k == 0 || k < p.K; k += kSlice) {
     const int64_t slice = std::min(kSlice, p.K - k);
-    const T* a = p.a + begin * a_row + k * p.a_step;
+    const F* a = p.a + begin * a_row + k * p.a_step;
     if (pack_a) {
-      T* tiles =
-          scratch<T>(Scratch::kPackedA, ceil_div(end - begin, kTileRows) * kTileRows * kSlice);
+      F* tiles =
+          scratch<F>(Scratch::kPackedA, ceil_div(end - begin, kTileRows) * kTileRows * kSlice);
       pack_tiles(a, p.a_step, end - begin, slice, tiles);
       a = tiles;
     }
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-      const int64_t column = panel * kTileColumns<T>;
-      const int64_t width = panel_width<T>(p.N - column), columns = std::min(width, p.N - column);
-      T start[kTileColumns<T>] = {};
+      const int64_t column = panel * kTileColumns<F>;
+      const int64_t width = panel_width<F>(p.N - column), columns = std::min(width, p.N - column);
+      T start[kTileColumns<F>] = {};
       if (p.bias != nullptr) std::copy_n(p.bias + column, columns, start);
-      const T* b = packed + column * p.K + k * width;
+      const F* b = packed + column * p.K + k * width;
       for (int64_t m = begin; m < end; m += kTileRows) {
         const int64_t rows = std::min<int64_t>(kTileRows, end - m);
         T* c[kTileRows] = {};
         for (int64_t r = 0; r < rows; ++r) c[r] = p.c + (m + r) * p.c_row + column;
-        const ProductRun<T> run = pack_a ? ProductRun<T>{a + (m - begin) * slice, 1, b, slice}
-                                         : ProductRun<T>{a + (m - begin) * a_row, a_row, b, slice};
-        multiply_tile<T>(rows, width, run, pack_a ? kTileRows : p.a_step, width,
+        const ProductRun<F> run = pack_a ? ProductRun<F>{a + (m - begin) * slice, 1, b, slice}
+                                         : ProductRun<F>{a + (m - begin) * a_row, a_row, b, slice};
+        multiply_tile<F>(rows, width, run, pack_a ? kTileRows : p.a_step, width,
                          k == 0 && !accumulate ? start : nullptr, c, columns);
       }
     }
   }
 }
 
+namespace {
+
+/// The product of rows [begin, end) of A and numbers [k, k + length) of each, with A where it lies, or
+/// as pairs in memory of this thread: [row][step], or [step][row] of a transposed one.
+template <class F, class T>
+Product<F> part_of(const Product<T>& p, int64_t begin, int64_t end, int64_t k, int64_t length) {
+  const int64_t rows = end - begin;
+  const T* a = p.a + (p.K > 0 ? begin * p.a_row + k * p.a_step : 0);
+  T* c = p.c + begin * p.c_row;
+  if constexpr (std::is_same_v<F, T>) {
+    return {rows, p.N, length, a, p.a_row, p.a_step, nullptr, 0, 0, p.bias, c, p.c_row};
+  } else {
+    constexpr int64_t kLanes = simd::kLanes<F>;
+    const int64_t pairs = steps<F>(length), pitch = ceil_div(rows, kLanes) * kLanes;
+    if (p.a_step == 1) {
+      F* to = scratch<F>(Scratch::kFactors, rows * pairs);
+      for (int64_t r = 0; r < rows; ++r) round_row(a + r * p.a_row, length, to + r * pairs);
+      return {rows, p.N, pairs, to, pairs, 1, nullptr, 0, 0, p.bias, c, p.c_row};
+    }
+    F* to = scratch<F>(Scratch::kFactors, pairs * pitch);
+    for (int64_t step = 0; step < pairs; ++step) {
+      const T* first = a + 2 * step * p.a_step;
+      const T* second = 2 * step + 1 < length ? first + p.a_step : nullptr;
+      for (int64_t r = 0; r < rows; r += kLanes) {
+        const auto load = [&](const T* from) {
+          return from == nullptr      ? simd::Vec<T>{}
+                 : rows - r >= kLanes ? simd::load(from + r)
+                                      : simd::load_partial(from + r, rows - r);
+        };
+        simd::store(to + step * pitch + r, simd::pair_up(load(first), load(second)));
+      }
+    }
+    return {rows, p.N, pairs, to, 1, pitch, nullptr, 0, 0, p.bias, c, p.c_row};
+  }
+}
+
+template <class F, class T>
+void multiply_as(const Product<T>& p) {
+  constexpr int64_t kLength = kSlice * Factor<F>::kTerms;  // numbers in a slice
+  const int64_t panels = ceil_div(p.N, kTileColumns<F>), blocks = ceil_div(p.M, kBlockRows);
+  const int64_t slices = std::max<int64_t>(1, ceil_div(p.K, kLength));
+  const auto length = [&](int64_t slice) { return std::min(kLength, p.K - slice * kLength); };
+  const auto pack = [&](int64_t slice, int64_t panel, F* packed) {
+    const int64_t column = panel * kTileColumns<F>;
+    pack_panel<F>(p.b + slice * kLength * p.b_row, p.b_row, p.b_step, length(slice), p.N, column,
+                  packed + column * steps<F>(length(slice)));
+  };
+
+  // A transposed A is that of a gradient of weights, a sum over a batch: few sums of many terms. Each
+  // split of the terms is a task with sums of its own, that are added in order.
+  if (p.a_step != 1 && slices > 1 && p.K >= 4 * std::max(p.M, p.N)) {
+    const int64_t splits = std::min(slices, kTasks), size = p.M * p.N;
+    T* partials = scratch<T>(Scratch::kPartials, splits * size);
+    parallel_tasks(splits, [&](int64_t split) {
+      F* packed = scratch<F>(Scratch::kPackedB, packed_size<F>(kSlice, p.N));
+      const int64_t first = slices * split / splits;
+      for (int64_t slice = first; slice < slices * (split + 1) / splits; ++slice) {
+        for (int64_t panel = 0; panel < panels; ++panel) pack(slice, panel, packed);
+        for (int64_t begin = 0; begin < p.M; begin += kBlockRows) {
+          const int64_t end = std::min(begin + kBlockRows, p.M);
+          Product<F> part = part_of<F>(p, begin, end, slice * kLength, length(slice));
+          part.c = partials + split * size + begin * p.N;
+          part.c_row = p.N;
+          if (split > 0) part.bias = nullptr;
+          multiply_block(part, packed, 0, part.M, 0, panels, slice > first);
+        }
+      }
+    });
+    parallel_for(p.M, ceil_div(16384, p.N), [&](int64_t begin, int64_t end) {
+      for (int64_t m = begin; m < end; ++m) {
+        for (int64_t n = 0; n < p.N; ++n) {
+          T sum = partials[m * p.N + n];
+          for (int64_t split = 1; split < splits; ++split) {
+            sum += partials[split * size + m * p.N + n];
+          }
+          p.c[m * p.c_row + n] = sum;
+        }
+      }
+    });
+    return;
+  }
+
+  F* packed = scratch<F>(Scratch::kPackedB, packed_size<F>(steps<F>(p.K), p.N));
+  const int64_t slice_size = packed_size<F>(kSlice, p.N);
+  parallel_tasks_over(panels * slices, p.K * p.N, [&](int64_t task) {
+    pack(task % slices, task / slices, packed + task % slices * slice_size);
+  });
+  const int64_t cuts = std::min(panels, ceil_div(kTasks, blocks));
+  parallel_tasks_over(blocks * cuts, p.M * p.N * p.K, [&](int64_t task) {
+    const int64_t begin = task / cuts * kBlockRows, end = std::min(begin + kBlockRows, p.M);
+    const int64_t cut = task % cuts;
+    for (int64_t slice = 0; slice < slices; ++slice) {
+      const Product<F> part = part_of<F>(p, begin, end, slice * kLength, length(slice));
+      multiply_block(part, packed + slice * slice_size, 0, part.M, panels * cut / cuts,
+                     panels * (cut + 1) / cuts, slice > 0);
+    }
+  });
+}
+
+}  // namespace
+
 template <class T>
 void multiply(const Product<T>& p) {
   if (p.M == 0 || p.N == 0) return;
-  const int64_t panels = ceil_div(p.N, kTileColumns<T>);
-  T* packed = scratch<T>(Scratch::kPackedB, packed_size<T>(p.K, p.N));
-  const int64_t slices = ceil_div(p.K, kSlice);
-  parallel_tasks_over(panels * slices, p.K * p.N, [&](int64_t task) {
-    const int64_t column = task / slices * kTileColumns<T>, k = task % slices * kSlice;
-    pack_panel(p.b + k * p.b_row, p.b_row, p.b_step, std::min(kSlice, p.K - k), p.N, column,
-               packed + column * p.K + k * panel_width<T>(p.N - column));
-  });
-  const int64_t blocks = ceil_div(p.M, kBlockRows);
-  const int64_t cuts = std::min(panels, ceil_div(kTasks, blocks));
-  parallel_tasks_over(blocks * cuts, p.M * p.N * p.K, [&](int64_t task) {
-    const int64_t begin = task / cuts * kBlockRows, cut = task % cuts;
-    multiply_block(p, packed, begin, std::min(begin + kBlockRows, p.M), panels * cut / cuts,
-                   panels * (cut + 1) / cuts);
-  });
+  if constexpr (std::is_same_v<T, float>) {
+    if (product_precision() == Precision::kBfloat16) return multiply_as<simd::Bf16Pair>(p);
+  }
+  multiply_as<T>(p);
 }
 
 template void pack_b(const Product<float>&, float*);
@@ -116,6 +210,8 @@ template void multiply_block(const Product<float>&, const float*, int64_t, int64
                              int64_t, bool);
 template void multiply_block(const Product<double>&, const double*, int64_t, int64_t, int64_t,
                              int64_t, bool);
+template void multiply_block(const Product<simd::Bf16Pair>&, const simd::Bf16Pair*, int64_t,
+                             int64_t, int64_t, int64_t, bool);
 template void multiply(const Product<float>&);
 template void multiply(const Product<double>&);
 

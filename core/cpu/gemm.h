@@ -25,50 +25,99 @@ void parallel_tasks_over(int64_t n, int64_t multiply_adds, const Body& body) {
   }
 }
 
-/// Elements that K x N takes when packed: panels of kTileColumns columns, each [K][kTileColumns].
-/// The panel of column j begins at element j * K; the last one is narrower where one vector covers
-/// it. Columns that do not exist are zero.
-template <class T>
-int64_t packed_size(int64_t K, int64_t N) {
-  return K * ceil_div(N, kTileColumns<T>) * kTileColumns<T>;
+/// Steps of the micro-kernel along K numbers.
+template <class F>
+int64_t steps(int64_t K) {
+  return ceil_div(K, Factor<F>::kTerms);
+}
+
+/// Factors that B takes when packed: panels of kTileColumns columns, each [step][kTileColumns]. The
+/// panel of column j begins at j * steps; the last one is narrower where one vector covers it. Columns
+/// that do not exist are zero, and so is what an odd K lacks to a pair.
+template <class F>
+int64_t packed_size(int64_t steps, int64_t N) {
+  return steps * ceil_div(N, kTileColumns<F>) * kTileColumns<F>;
 }
 
 /// Packs rows 0 to K and up to one panel's width of columns, from `column` on, of the matrix whose
-/// element (k, n) is b[k * k_stride + n * n_stride], as [K][panel_width(N - column)].
-template <class T>
-void pack_panel(const T* b, int64_t k_stride, int64_t n_stride, int64_t K, int64_t N,
-                int64_t column, T* panel) {
-  const int64_t width = panel_width<T>(N - column), columns = std::min(width, N - column);
+/// element (k, n) is b[k * k_stride + n * n_stride], as [step][panel_width(N - column)].
+template <class F>
+void pack_panel(const Sum<F>* b, int64_t k_stride, int64_t n_stride, int64_t K, int64_t N,
+                int64_t column, F* panel) {
+  using V = simd::Vec<Sum<F>>;
+  constexpr int64_t kLanes = simd::kLanes<F>, kTerms = Factor<F>::kTerms;
+  const int64_t width = panel_width<F>(N - column);
   b += column * n_stride;
-  if (n_stride == 1 && columns == width) {
-    for (int64_t k = 0; k < K; ++k, panel += width) {
-      for (int64_t v = 0; v < width; v += simd::kLanes<T>) {
-        simd::store(panel + v, simd::load(b + k * k_stride + v));
-      }
+  const auto store = [&](int64_t step, int64_t v, const V* rows) {
+    F* to = panel + step * width + v;
+    if constexpr (kTerms == 1) {
+      simd::store(to, rows[0]);
+    } else {
+      simd::store(to, simd::pair_up(rows[0], rows[1]));
     }
-    return;
+  };
+  for (int64_t v = 0; v < width; v += kLanes) {
+    const int64_t columns = std::min(kLanes, N - column - v);
+    if (k_stride == 1 && n_stride != 1) {  // squares of numbers, turned in registers
+      for (int64_t k = 0; k < K; k += kLanes) {
+        V square[kLanes];
+        for (int64_t n = 0; n < kLanes; ++n) {
+          const Sum<F>* from = b + (v + n) * n_stride + k;
+          square[n] = n >= columns      ? V{}
+                      : K - k >= kLanes ? simd::load(from)
+                                        : simd::load_partial(from, K - k);
+        }
+        simd::transpose<Sum<F>>(square);
+        for (int64_t i = 0; i < std::min(kLanes, K - k); i += kTerms) {
+          store((k + i) / kTerms, v, square + i);
+        }
+      }
+      continue;
+    }
+    const auto row = [&](int64_t k) {
+      const Sum<F>* from = b + k * k_stride + v * n_stride;
+      if (n_stride == 1) {
+        return columns == kLanes ? simd::load(from) : simd::load_partial(from, columns);
+      }
+      V values{};
+      for (int64_t n = 0; n < columns; ++n) values[n] = from[n * n_stride];
+      return values;
+    };
+    for (int64_t k = 0; k < K; k += kTerms) {
+      V rows[kTerms] = {};
+      for (int64_t i = 0; i < std::min(kTerms, K - k); ++i) rows[i] = row(k + i);
+      store(k / kTerms, v, rows);
+    }
   }
-  for (int64_t k = 0; k < K; ++k, panel += width) {
-    for (int64_t n = 0; n < columns; ++n) panel[n] = b[k * k_stride + n * n_stride];
-    for (int64_t n = columns; n < width; ++n) panel[n] = T(0);
-  }
+}
+
+/// `count` numbers as pairs; what an odd one lacks is zero.
+inline void round_row(const float* from, int64_t count, simd::Bf16Pair* to) {
+  constexpr int64_t kLanes = simd::kLanes<float>;
+  const int64_t whole = count / kLanes * kLanes;
+  uint16_t* halves = reinterpret_cast<uint16_t*>(to);
+  for (int64_t i = 0; i < whole; i += kLanes) simd::store_bf16(halves + i, simd::load(from + i));
+  if (whole == count) return;
+  uint16_t rest[kLanes];
+  simd::store_bf16(rest, simd::load_partial(from + whole, count - whole));
+  std::copy_n(rest, steps<simd::Bf16Pair>(count - whole) * 2, halves + whole);
 }
 
 /// C = A B + bias, C: M x N. The element (m, k) of A is a[m * a_row + k * a_step], one of the two
 /// being 1; the element (k, n) of B is b[k * b_row + n * b_step].
-template <class T>
+template <class F>
 struct Product {
   int64_t M, N, K;
-  const T* a;
+  const F* a;
   int64_t a_row, a_step;
-  const T* b;
+  const F* b;
   int64_t b_row, b_step;
-  const T* bias;  // N elements, or null
-  T* c;
+  const Sum<F>* bias;  // N elements, or null
+  Sum<F>* c;
   int64_t c_row;
 };
 
-/// All of it, on all threads (on this one within a parallel loop).
+/// All of it, on all threads (on this one within a parallel loop), in product_precision().
 template <class T>
 void multiply(const Product<T>& product);
 
@@ -76,10 +125,10 @@ void multiply(const Product<T>& product);
 template <class T>
 void pack_b(const Product<T>& product, T* packed);
 
-/// Rows [begin, end) and panels [panel_begin, panel_end) on this thread, B packed. If `accumulate`,
-/// adds to what C holds.
-template <class T>
-void multiply_block(const Product<T>& product, const T* packed, int64_t begin, int64_t end,
+/// Rows [begin, end) and panels [panel_begin, panel_end) on this thread, B packed; K counts steps. If
+/// `accumulate`, adds to what C holds.
+template <class F>
+void multiply_block(const Product<F>& product, const F* packed, int64_t begin, int64_t end,
                     int64_t panel_begin, int64_t panel_end, bool accumulate = false);
 
 }  // namespace mutilde

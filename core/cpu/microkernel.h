@@ -16,6 +16,9 @@
 // row. The walk is cut into runs, and each run brings its own pointers: that is how a convolution
 // reads the input where it lies, one run for each kernel tap (with a row of zeros standing in for
 // pixels outside the image), and needs no copy of its input patches.
+//
+// The factors may be numbers or pairs of bfloat16 numbers (simd::Bf16Pair), of which a step adds both
+// products to a float: with AVX512_BF16 in one instruction, at the rate of the other, so twice as fast.
 #pragma once
 
 #include <cstdint>
@@ -32,6 +35,20 @@ inline constexpr int kTileRows = 6;
 template <class T>
 inline constexpr int kTileColumns = 2 * simd::kLanes<T>;
 
+/// What factors F add up in, and how many terms one step has.
+template <class F>
+struct Factor {
+  using Sum = F;
+  static constexpr int64_t kTerms = 1;
+};
+template <>
+struct Factor<simd::Bf16Pair> {
+  using Sum = float;
+  static constexpr int64_t kTerms = 2;
+};
+template <class F>
+using Sum = typename Factor<F>::Sum;
+
 /// The number of columns of a panel that has `columns` left to cover: one or two vectors.
 template <class T>
 int64_t panel_width(int64_t columns) {
@@ -45,9 +62,10 @@ int64_t panel_width(int64_t columns) {
 /// `runs` has a count and enter(i, a, b), which sets the pointers for run i and returns its length.
 /// Every element is one chain of multiply-adds in the order of k, so the shape of the tile that
 /// computes it never shows in the result.
-template <class T, int kRows, int kVectors, class Runs>
-inline void multiply_tile(const Runs& runs, int64_t a_step, int64_t b_step, const T* start,
-                          T* const* c, int64_t columns) {
+template <class F, int kRows, int kVectors, class Runs>
+inline void multiply_tile(const Runs& runs, int64_t a_step, int64_t b_step, const Sum<F>* start,
+                          Sum<F>* const* c, int64_t columns) {
+  using T = Sum<F>;
   using V = simd::Vec<T>;
   constexpr int kLanes = simd::kLanes<T>;
   V sums[kRows][kVectors];
@@ -61,20 +79,22 @@ inline void multiply_tile(const Runs& runs, int64_t a_step, int64_t b_step, cons
     }
   }
   for (int64_t i = 0; i < runs.count; ++i) {
-    const T* a[kRows];
-    const T* b;
+    const F* a[kRows];
+    const F* b;
     const int64_t length = runs.enter(i, a, b);
     int64_t at = 0;
     for (int64_t k = 0; k < length; ++k) {
       __builtin_prefetch(b + 8 * b_step);
-      V row[kVectors];
+      simd::Vec<F> row[kVectors];
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) row[v] = simd::load(b + v * kLanes);
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
-        const V x = simd::broadcast(a[r][at]);
+        const simd::Vec<F> x = simd::broadcast(a[r][at]);
 #pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) sums[r][v] = simd::fma(x, row[v], sums[r][v]);
+        for (int v = 0; v < kVectors; ++v) {
+          sums[r][v] = simd::multiply_add(x, row[v], sums[r][v]);
+        }
       }
       at += a_step;
       b += b_step;
@@ -97,19 +117,19 @@ inline void multiply_tile(const Runs& runs, int64_t a_step, int64_t b_step, cons
 }
 
 /// The same for a number of rows and a panel width that are known at run time only.
-template <class T, class Runs, int kRows = kTileRows>
+template <class F, class Runs, int kRows = kTileRows>
 inline void multiply_tile(int64_t rows, int64_t width, const Runs& runs, int64_t a_step,
-                          int64_t b_step, const T* start, T* const* c, int64_t columns) {
+                          int64_t b_step, const Sum<F>* start, Sum<F>* const* c, int64_t columns) {
   if constexpr (kRows > 1) {
     if (rows < kRows) {
-      return multiply_tile<T, Runs, kRows - 1>(rows, width, runs, a_step, b_step, start, c,
+      return multiply_tile<F, Runs, kRows - 1>(rows, width, runs, a_step, b_step, start, c,
                                                columns);
     }
   }
-  if (width == kTileColumns<T>) {
-    multiply_tile<T, kRows, 2>(runs, a_step, b_step, start, c, columns);
+  if (width == kTileColumns<F>) {
+    multiply_tile<F, kRows, 2>(runs, a_step, b_step, start, c, columns);
   } else {
-    multiply_tile<T, kRows, 1>(runs, a_step, b_step, start, c, columns);
+    multiply_tile<F, kRows, 1>(runs, a_step, b_step, start, c, columns);
   }
 }
 

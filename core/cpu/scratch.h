@@ -18,6 +18,7 @@ namespace mutilde {
 enum class Scratch {
   kPackedA,
   kPackedB,
+  kFactors,
   kRuns,
   kBounds,
   kZeros,

@@ -6,6 +6,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <utility>
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 namespace mutilde::simd {
 
@@ -67,6 +72,67 @@ inline V fma(V a, V b, V c) {
 template <class V>
 inline V max(V a, V b) {
   return a > b ? a : b;
+}
+
+/// rows[i][j] becomes rows[j][i]. Each round riffles row i with row i + half; in the address (row,
+/// column) of an element that turns the bits by one place, and as many rounds as there are bits in
+/// the row swap it with the column.
+template <class T>
+inline void transpose(Vec<T> (&rows)[kLanes<T>]) {
+  constexpr int kHalf = kLanes<T> / 2;
+  for (int round = 1; round < kLanes<T>; round *= 2) {
+    Vec<T> riffled[kLanes<T>];
+#pragma GCC unroll 8
+    for (int i = 0; i < kHalf; ++i) {
+      const Vec<T> a = rows[i], b = rows[i + kHalf];
+      [&]<int... j>(std::integer_sequence<int, j...>) {
+        riffled[2 * i] = __builtin_shufflevector(a, b, (j / 2 + j % 2 * kLanes<T>)...);
+        riffled[2 * i + 1] = __builtin_shufflevector(a, b, (kHalf + j / 2 + j % 2 * kLanes<T>)...);
+      }
+      (std::make_integer_sequence<int, kLanes<T>>());
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<T>; ++i) rows[i] = riffled[i];
+  }
+}
+
+/// Two factors of a product rounded to bfloat16, which is the upper half of a float: the first in the
+/// lower half. The micro-kernel takes a pair as one step.
+using Bf16Pair = uint32_t;
+
+/// x rounded to bfloat16, to even at a tie: the upper half of each lane. A NaN stays one.
+inline Vec<uint32_t> round_to_bf16(Vec<float> x) {
+  const Vec<uint32_t> bits = (Vec<uint32_t>)x;
+  const Vec<uint32_t> rounded = bits + (0x7fffu + ((bits >> 16) & 1u));
+  return (x == x ? rounded : bits | 0x400000u) & 0xffff0000u;
+}
+inline Vec<Bf16Pair> pair_up(Vec<float> first, Vec<float> second) {
+  return (round_to_bf16(first) >> 16) | round_to_bf16(second);
+}
+/// Each lane as bfloat16, one after the other.
+inline void store_bf16(uint16_t* to, Vec<float> x) {
+#if defined(__AVX512BF16__)
+  const auto halves = _mm512_cvtneps_pbh((__m512)x);
+#else
+  typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+  const Halves halves = __builtin_convertvector(round_to_bf16(x) >> 16, Halves);
+#endif
+  __builtin_memcpy(to, &halves, sizeof halves);
+}
+
+/// a * b + c for one step of a product: of a pair, both terms.
+inline Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) { return fma(a, b, c); }
+inline Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return fma(a, b, c);
+}
+inline Vec<float> multiply_add(Vec<Bf16Pair> a, Vec<Bf16Pair> b, Vec<float> c) {
+#if defined(__AVX512BF16__)
+  return (Vec<float>)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+#else
+  const auto first = [](Vec<Bf16Pair> v) { return (Vec<float>)(v << 16); };
+  const auto second = [](Vec<Bf16Pair> v) { return (Vec<float>)(v & 0xffff0000u); };
+  return fma(first(a), first(b), fma(second(a), second(b), c));
+#endif
 }
 
 template <class T>

@@ -17,6 +17,7 @@
 #include "core/backend.h"
 #include "core/cpu/plain.h"
 #include "core/cpu/simd.h"
+#include "core/precision.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -99,6 +100,24 @@ void expect_same_bits(const std::function<Data<T>()>& kernel) {
 #endif
 }
 
+/// Runs `check` with products in float32 and, if that is T, in bfloat16.
+template <class T>
+void in_each_precision(const std::function<void()>& check) {
+  check();
+  if (!std::is_same_v<T, float>) return;
+  SCOPED_TRACE("in bfloat16");
+  set_product_precision(Precision::kBfloat16);
+  check();
+  set_product_precision(Precision::kFloat32);
+}
+
+/// x rounded to 8 bits of mantissa, to even at a tie.
+float rounded_to_bf16(float x) {
+  int exponent;
+  const double mantissa = std::frexp(static_cast<double>(x), &exponent);
+  return static_cast<float>(std::ldexp(std::nearbyint(std::ldexp(mantissa, 8)), exponent - 8));
+}
+
 template <class T>
 class CpuKernels : public ::testing::Test {};
 using Floats = ::testing::Types<float, double>;
@@ -115,59 +134,99 @@ TYPED_TEST_SUITE(CpuKernels, Floats, FloatNames);
 
 TYPED_TEST(CpuKernels, MatmulIsExactForEveryTransposition) {
   using T = TypeParam;
-  struct Case {
-    int64_t a_batch, b_batch, M, N, K;
-  };
-  for (const Case& c : {Case{1, 1, 1, 1, 1},
-                        {1, 1, 5, 3, 7},
-                        {1, 1, 6, 16, 4},
-                        {1, 1, 7, 17, 9},
-                        {3, 3, 13, 9, 31},
-                        {1, 4, 11, 8, 5},
-                        {4, 1, 5, 33, 6},
-                        {20, 20, 4, 5, 6},
-                        {1, 1, 203, 100, 1037},
-                        {2, 2, 130, 70, 513},
-                        {1, 1, 3, 4, 0},
-                        {2, 2, 0, 4, 3},
-                        {2, 2, 4, 0, 3},
-                        {0, 0, 4, 4, 4}}) {
-    for (const bool transpose_a : {false, true}) {
-      for (const bool transpose_b : {false, true}) {
-        const int64_t batch = c.a_batch == 1 ? c.b_batch : c.a_batch;
-        const Data<T> a = random_whole<T>(c.a_batch * c.M * c.K, 1),
-                      b = random_whole<T>(c.b_batch * c.K * c.N, 2);
-        Data<T> fast = unwritten<T>(batch * c.M * c.N), plain = fast;
-        cpu().matmul(view(a, transpose_a ? Shape{c.a_batch, c.K, c.M} : Shape{c.a_batch, c.M, c.K}),
-                     transpose_a,
-                     view(b, transpose_b ? Shape{c.b_batch, c.N, c.K} : Shape{c.b_batch, c.K, c.N}),
-                     transpose_b, view(fast, {batch, c.M, c.N}));
-        for (int64_t i = 0; i < batch; ++i) {
-          plain_matmul(c.M, c.N, c.K, a.data() + (c.a_batch == 1 ? 0 : i * c.M * c.K), transpose_a,
-                       b.data() + (c.b_batch == 1 ? 0 : i * c.K * c.N), transpose_b,
-                       plain.data() + i * c.M * c.N);
+  in_each_precision<T>([] {
+    struct Case {
+      int64_t a_batch, b_batch, M, N, K;
+    };
+    for (const Case& c : {Case{1, 1, 1, 1, 1},
+                          {1, 1, 5, 3, 7},
+                          {1, 1, 6, 16, 4},
+                          {1, 1, 7, 17, 9},
+                          {3, 3, 13, 9, 31},
+                          {1, 4, 11, 8, 5},
+                          {4, 1, 5, 33, 6},
+                          {20, 20, 4, 5, 6},
+                          {1, 1, 203, 100, 1037},
+                          {2, 2, 130, 70, 513},
+                          {1, 1, 37, 18, 2500},  // split along K where A is transposed
+                          {1, 1, 3, 4, 0},
+                          {2, 2, 0, 4, 3},
+                          {2, 2, 4, 0, 3},
+                          {0, 0, 4, 4, 4}}) {
+      for (const bool transpose_a : {false, true}) {
+        for (const bool transpose_b : {false, true}) {
+          const int64_t batch = c.a_batch == 1 ? c.b_batch : c.a_batch;
+          const Data<T> a = random_whole<T>(c.a_batch * c.M * c.K, 1),
+                        b = random_whole<T>(c.b_batch * c.K * c.N, 2);
+          Data<T> fast = unwritten<T>(batch * c.M * c.N), plain = fast;
+          cpu().matmul(
+              view(a, transpose_a ? Shape{c.a_batch, c.K, c.M} : Shape{c.a_batch, c.M, c.K}),
+              transpose_a,
+              view(b, transpose_b ? Shape{c.b_batch, c.N, c.K} : Shape{c.b_batch, c.K, c.N}),
+              transpose_b, view(fast, {batch, c.M, c.N}));
+          for (int64_t i = 0; i < batch; ++i) {
+            plain_matmul(c.M, c.N, c.K, a.data() + (c.a_batch == 1 ? 0 : i * c.M * c.K),
+                         transpose_a, b.data() + (c.b_batch == 1 ? 0 : i * c.K * c.N), transpose_b,
+                         plain.data() + i * c.M * c.N);
+          }
+          EXPECT_EQ(fast, plain) << batch << ": " << c.M << " x " << c.N << " x " << c.K << ", "
+                                 << transpose_a << transpose_b;
         }
-        EXPECT_EQ(fast, plain) << batch << ": " << c.M << " x " << c.N << " x " << c.K << ", "
-                               << transpose_a << transpose_b;
       }
     }
-  }
+  });
 }
 
 TYPED_TEST(CpuKernels, LinearAddsTheBiasToXTimesWeightTransposed) {
   using T = TypeParam;
+  in_each_precision<T>([] {
+    for (const auto& [M, N, K] :
+         {std::array<int64_t, 3>{1, 1, 1}, {4, 33, 17}, {32, 128, 32}, {7, 3, 600}, {0, 5, 5}}) {
+      const Data<T> x = random_whole<T>(M * K, 1), weight = random_whole<T>(N * K, 2),
+                    bias = random_whole<T>(N, 3);
+      for (const bool with_bias : {true, false}) {
+        Data<T> fast = unwritten<T>(M * N), plain = fast;
+        cpu().linear(view(x, {M, K}), view(weight, {N, K}),
+                     with_bias ? view(bias, {N}) : ConstView{}, view(fast, {M, N}));
+        plain_matmul(M, N, K, x.data(), false, weight.data(), true, plain.data());
+        for (int64_t i = 0; with_bias && i < M * N; ++i)
+          plain[static_cast<size_t>(i)] += bias[static_cast<size_t>(i % N)];
+        EXPECT_EQ(fast, plain) << M << " x " << N << " x " << K;
+      }
+    }
+  });
+}
+
+// A product of bfloat16 numbers is exact in float32 (8 + 8 bits). What differs from the plain sum is
+// the order: at most K roundings of a partial sum, itself at most the sum of the magnitudes.
+TEST(CpuKernels, ProductsInBfloat16AreThoseOfRoundedFactors) {
   for (const auto& [M, N, K] :
-       {std::array<int64_t, 3>{1, 1, 1}, {4, 33, 17}, {32, 128, 32}, {7, 3, 600}, {0, 5, 5}}) {
-    const Data<T> x = random_whole<T>(M * K, 1), weight = random_whole<T>(N * K, 2),
-                  bias = random_whole<T>(N, 3);
-    for (const bool with_bias : {true, false}) {
-      Data<T> fast = unwritten<T>(M * N), plain = fast;
-      cpu().linear(view(x, {M, K}), view(weight, {N, K}), with_bias ? view(bias, {N}) : ConstView{},
-                   view(fast, {M, N}));
-      plain_matmul(M, N, K, x.data(), false, weight.data(), true, plain.data());
-      for (int64_t i = 0; with_bias && i < M * N; ++i)
-        plain[static_cast<size_t>(i)] += bias[static_cast<size_t>(i % N)];
-      EXPECT_EQ(fast, plain) << M << " x " << N << " x " << K;
+       {std::array<int64_t, 3>{1, 1, 1}, {13, 35, 77}, {130, 70, 1037}, {37, 18, 2500}}) {
+    for (const bool transpose_a : {false, true}) {
+      for (const bool transpose_b : {false, true}) {
+        Data<float> a = random_normal<float>(M * K, 1), b = random_normal<float>(K * N, 2);
+        Data<float> fast = unwritten<float>(M * N), plain = fast, magnitudes = fast;
+        const Shape a_shape = transpose_a ? Shape{1, K, M} : Shape{1, M, K},
+                    b_shape = transpose_b ? Shape{1, N, K} : Shape{1, K, N};
+        set_product_precision(Precision::kBfloat16);
+        cpu().matmul(view(a, a_shape), transpose_a, view(b, b_shape), transpose_b,
+                     view(fast, {1, M, N}));
+        set_product_precision(Precision::kFloat32);
+        for (Data<float>* factors : {&a, &b}) {
+          for (float& x : *factors) x = rounded_to_bf16(x);
+        }
+        plain_matmul(M, N, K, a.data(), transpose_a, b.data(), transpose_b, plain.data());
+        for (Data<float>* factors : {&a, &b}) {
+          for (float& x : *factors) x = std::abs(x);
+        }
+        plain_matmul(M, N, K, a.data(), transpose_a, b.data(), transpose_b, magnitudes.data());
+        for (size_t i = 0; i < fast.size(); ++i) {
+          const double bound =
+              static_cast<double>(K) * std::numeric_limits<float>::epsilon() * magnitudes[i];
+          ASSERT_NEAR(fast[i], plain[i], bound)
+              << M << " x " << N << " x " << K << ", element " << i;
+        }
+      }
     }
   }
 }
@@ -221,78 +280,87 @@ Shape out_shape(const PlainConv& s) { return {s.N, s.H_out(), s.W_out(), s.C_out
 
 TYPED_TEST(CpuKernels, Conv2dIsExact) {
   using T = TypeParam;
-  for (const PlainConv& s : conv_cases()) {
-    const Data<T> x = random_whole<T>(x_shape(s).numel(), 1),
-                  weight = random_whole<T>(weight_shape(s).numel(), 2),
-                  bias = random_whole<T>(s.C_out, 3);
-    for (const bool with_bias : {true, false}) {
-      Data<T> fast = unwritten<T>(out_shape(s).numel()), plain = fast;
-      cpu().conv2d(view(x, x_shape(s)), view(weight, weight_shape(s)),
-                   with_bias ? view(bias, {s.C_out}) : ConstView{}, {s.stride, s.padding},
-                   view(fast, out_shape(s)));
-      plain_conv2d<T>(s, x.data(), weight.data(), with_bias ? bias.data() : nullptr, plain.data());
-      EXPECT_EQ(fast, plain) << describe(s);
+  in_each_precision<T>([] {
+    for (const PlainConv& s : conv_cases()) {
+      const Data<T> x = random_whole<T>(x_shape(s).numel(), 1),
+                    weight = random_whole<T>(weight_shape(s).numel(), 2),
+                    bias = random_whole<T>(s.C_out, 3);
+      for (const bool with_bias : {true, false}) {
+        Data<T> fast = unwritten<T>(out_shape(s).numel()), plain = fast;
+        cpu().conv2d(view(x, x_shape(s)), view(weight, weight_shape(s)),
+                     with_bias ? view(bias, {s.C_out}) : ConstView{}, {s.stride, s.padding},
+                     view(fast, out_shape(s)));
+        plain_conv2d<T>(s, x.data(), weight.data(), with_bias ? bias.data() : nullptr,
+                        plain.data());
+        EXPECT_EQ(fast, plain) << describe(s);
+      }
     }
-  }
+  });
 }
 
 TYPED_TEST(CpuKernels, Conv2dBackwardInputIsExact) {
   using T = TypeParam;
-  for (const PlainConv& s : conv_cases()) {
-    const Data<T> dout = random_whole<T>(out_shape(s).numel(), 1),
-                  weight = random_whole<T>(weight_shape(s).numel(), 2);
-    Data<T> fast = unwritten<T>(x_shape(s).numel()), plain = fast;
-    cpu().conv2d_backward_input(view(dout, out_shape(s)), view(weight, weight_shape(s)),
-                                {s.stride, s.padding}, view(fast, x_shape(s)));
-    plain_conv2d_backward_input<T>(s, dout.data(), weight.data(), plain.data());
-    EXPECT_EQ(fast, plain) << describe(s);
-  }
+  in_each_precision<T>([] {
+    for (const PlainConv& s : conv_cases()) {
+      const Data<T> dout = random_whole<T>(out_shape(s).numel(), 1),
+                    weight = random_whole<T>(weight_shape(s).numel(), 2);
+      Data<T> fast = unwritten<T>(x_shape(s).numel()), plain = fast;
+      cpu().conv2d_backward_input(view(dout, out_shape(s)), view(weight, weight_shape(s)),
+                                  {s.stride, s.padding}, view(fast, x_shape(s)));
+      plain_conv2d_backward_input<T>(s, dout.data(), weight.data(), plain.data());
+      EXPECT_EQ(fast, plain) << describe(s);
+    }
+  });
 }
 
 TYPED_TEST(CpuKernels, Conv2dBackwardWeightIsExact) {
   using T = TypeParam;
-  for (const PlainConv& s : conv_cases()) {
-    const Data<T> x = random_whole<T>(x_shape(s).numel(), 1),
-                  dout = random_whole<T>(out_shape(s).numel(), 2);
-    Data<T> fast = unwritten<T>(weight_shape(s).numel()), plain = fast;
-    cpu().conv2d_backward_weight(view(x, x_shape(s)), view(dout, out_shape(s)),
-                                 {s.stride, s.padding}, view(fast, weight_shape(s)));
-    plain_conv2d_backward_weight<T>(s, x.data(), dout.data(), plain.data());
-    EXPECT_EQ(fast, plain) << describe(s);
-  }
+  in_each_precision<T>([] {
+    for (const PlainConv& s : conv_cases()) {
+      const Data<T> x = random_whole<T>(x_shape(s).numel(), 1),
+                    dout = random_whole<T>(out_shape(s).numel(), 2);
+      Data<T> fast = unwritten<T>(weight_shape(s).numel()), plain = fast;
+      cpu().conv2d_backward_weight(view(x, x_shape(s)), view(dout, out_shape(s)),
+                                   {s.stride, s.padding}, view(fast, weight_shape(s)));
+      plain_conv2d_backward_weight<T>(s, x.data(), dout.data(), plain.data());
+      EXPECT_EQ(fast, plain) << describe(s);
+    }
+  });
 }
 
 TYPED_TEST(CpuKernels, ProductsDoNotDependOnTheNumberOfThreads) {
   using T = TypeParam;
-  const PlainConv s{5, 12, 13, 40, 70, 3, 3, 1, 1};
-  const Data<T> x = random_normal<T>(x_shape(s).numel(), 1),
-                weight = random_normal<T>(weight_shape(s).numel(), 2),
-                dout = random_normal<T>(out_shape(s).numel(), 3);
-  expect_same_bits<T>([&] {
-    Data<T> out = unwritten<T>(out_shape(s).numel());
-    cpu().conv2d(view(x, x_shape(s)), view(weight, weight_shape(s)), {}, {1, 1},
-                 view(out, out_shape(s)));
-    return out;
-  });
-  expect_same_bits<T>([&] {
-    Data<T> dx = unwritten<T>(x_shape(s).numel());
-    cpu().conv2d_backward_input(view(dout, out_shape(s)), view(weight, weight_shape(s)), {1, 1},
-                                view(dx, x_shape(s)));
-    return dx;
-  });
-  expect_same_bits<T>([&] {
-    Data<T> dweight = unwritten<T>(weight_shape(s).numel());
-    cpu().conv2d_backward_weight(view(x, x_shape(s)), view(dout, out_shape(s)), {1, 1},
-                                 view(dweight, weight_shape(s)));
-    return dweight;
-  });
-  expect_same_bits<T>([&] {
-    Data<T> out = unwritten<T>(780 * 70);
-    cpu().matmul(view(dout, {1, 780, 70}), true, view(dout, {1, 780, 70}), false, [&] {
-      out.resize(70 * 70);
-      return view(out, {1, 70, 70});
-    }());
-    return out;
+  in_each_precision<T>([] {
+    const PlainConv s{5, 12, 13, 40, 70, 3, 3, 1, 1};
+    const Data<T> x = random_normal<T>(x_shape(s).numel(), 1),
+                  weight = random_normal<T>(weight_shape(s).numel(), 2),
+                  dout = random_normal<T>(out_shape(s).numel(), 3);
+    expect_same_bits<T>([&] {
+      Data<T> out = unwritten<T>(out_shape(s).numel());
+      cpu().conv2d(view(x, x_shape(s)), view(weight, weight_shape(s)), {}, {1, 1},
+                   view(out, out_shape(s)));
+      return out;
+    });
+    expect_same_bits<T>([&] {
+      Data<T> dx = unwritten<T>(x_shape(s).numel());
+      cpu().conv2d_backward_input(view(dout, out_shape(s)), view(weight, weight_shape(s)), {1, 1},
+                                  view(dx, x_shape(s)));
+      return dx;
+    });
+    expect_same_bits<T>([&] {
+      Data<T> dweight = unwritten<T>(weight_shape(s).numel());
+      cpu().conv2d_backward_weight(view(x, x_shape(s)), view(dout, out_shape(s)), {1, 1},
+                                   view(dweight, weight_shape(s)));
+      return dweight;
+    });
+    expect_same_bits<T>([&] {
+      Data<T> out = unwritten<T>(780 * 70);
+      cpu().matmul(view(dout, {1, 780, 70}), true, view(dout, {1, 780, 70}), false, [&] {
+        out.resize(70 * 70);
+        return view(out, {1, 70, 70});
+      }());
+      return out;
+    });
   });
 }
 
@@ -465,6 +533,57 @@ double worst_exp_error(double low, double high, const F& f) {
     worst = std::max(worst, std::abs(y - exact) / std::ldexp(1.0, std::ilogb(exact) - 23));
   }
   return worst;
+}
+
+TEST(Simd, PairsOfBfloat16RoundToEvenAndKeepWhatIsNotFinite) {
+  constexpr int kLanes = simd::kLanes<float>;
+  const auto bits_of = [](float x) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &x, 4);
+    return bits;
+  };
+  const float infinity = std::numeric_limits<float>::infinity();
+  Data<float> values = {0.0f,
+                        -0.0f,
+                        1.0f,
+                        infinity,
+                        -infinity,
+                        1 + 0x1p-8f,      // ties: down to even
+                        1 + 3 * 0x1p-8f,  // up to even
+                        std::nextafter(1 + 0x1p-8f, 2.0f),
+                        3.3895314e38f};
+  for (const float x : random_normal<float>(200, 1)) values.push_back(x);
+  for (const float x : values) {
+    const simd::Vec<float> first = simd::broadcast(x), second = simd::broadcast(-x);
+    const uint32_t expected = bits_of(std::isfinite(x) ? rounded_to_bf16(x) : x) >> 16;
+    const simd::Vec<simd::Bf16Pair> pairs = simd::pair_up(first, second);
+    std::array<uint16_t, kLanes> halves;
+    simd::store_bf16(halves.data(), first);
+    for (int i = 0; i < kLanes; ++i) {
+      EXPECT_EQ(pairs[i] & 0xffff, expected) << x;
+      EXPECT_EQ(pairs[i] >> 16, expected ^ 0x8000) << x;
+      EXPECT_EQ(halves[static_cast<size_t>(i)], expected) << x;
+    }
+  }
+  // One whose payload a rounding up would carry into the sign.
+  const uint32_t nan_bits = 0x7fffffff;
+  float nan;
+  __builtin_memcpy(&nan, &nan_bits, 4);
+  const simd::Vec<simd::Bf16Pair> pairs = simd::pair_up(simd::broadcast(nan), simd::Vec<float>{});
+  EXPECT_EQ(pairs[0] & 0x7f80, 0x7f80u);
+  EXPECT_NE(pairs[0] & 0x7f, 0u);
+}
+
+TEST(Simd, TransposeTurnsASquare) {
+  constexpr int kLanes = simd::kLanes<float>;
+  simd::Vec<float> rows[kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    for (int j = 0; j < kLanes; ++j) rows[i][j] = static_cast<float>(100 * i + j);
+  }
+  simd::transpose<float>(rows);
+  for (int i = 0; i < kLanes; ++i) {
+    for (int j = 0; j < kLanes; ++j) EXPECT_EQ(rows[i][j], static_cast<float>(100 * j + i));
+  }
 }
 
 TEST(Simd, ExpIsWithinTwoUnitsInTheLastPlace) {
