@@ -214,7 +214,7 @@ int bench_command(const std::vector<std::string>& arguments) {
   CommandLine line = bench_command_line(flags);
   if (!line.parse(arguments)) return 0;
   const Settings settings = settings_of(line, flags);
-  use_precision(flags.precision);
+  use_precision(flags.precision, Device::cpu());
 
   const std::function<void()> step =
       flags.mode == "train" ? training_step(settings) : sampling_step(settings);

@@ -3,6 +3,7 @@
 #include <charconv>
 
 #include "app/command_line.h"
+#include "core/cpu_isa.h"
 #include "core/precision.h"
 #include "cuda/devices.h"
 
@@ -38,8 +39,14 @@ Device find_device(const std::string& text) {
   return Device::cuda(index);
 }
 
-void use_precision(const std::string& text) {
+void use_precision(const std::string& text, Device device) {
   set_product_precision(text == "bf16" ? Precision::kBfloat16 : Precision::kFloat32);
+  if (text == "bf16" && device == Device::cpu() && !cpu_isa().kernels->has_bf16) {
+    fmt::print(
+        stderr,
+        "--precision bf16: this processor has no instruction for it (AVX512_BF16), which makes "
+        "it slower than fp32\n");
+  }
 }
 
 }  // namespace mutilde::app

@@ -18,7 +18,7 @@ constexpr const char* kPrecisionHelp =
     "bf16: products may round their factors to bfloat16 where that is faster; all else is float32";
 constexpr const char* kPrecisions[] = {"fp32", "bf16"};
 
-/// Sets product_precision() to one of kPrecisions.
-void use_precision(const std::string& text);
+/// Sets product_precision() to one of kPrecisions; warns where that is slower.
+void use_precision(const std::string& text, Device device);
 
 }  // namespace mutilde::app

@@ -230,7 +230,7 @@ int sample_command(const std::vector<std::string>& arguments) {
   if (flags.out.empty() && flags.png_dir.empty() && flags.npz.empty() && flags.progressive.empty())
     flags.out = "samples.png";
   const Device device = find_device(flags.device);
-  use_precision(flags.precision);
+  use_precision(flags.precision, device);
   const LoadedModel model = load(line, flags);
   model.unet->to(device);
   const SpacedDiffusion diffusion = make_diffusion(model.settings, flags.respacing);

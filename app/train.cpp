@@ -220,7 +220,7 @@ int train_command(const std::vector<std::string>& arguments) {
   if (!line.parse(arguments)) return 0;
   check_flags(flags);
   const Device device = find_device(flags.device);
-  use_precision(flags.precision);
+  use_precision(flags.precision, device);
 
   std::optional<Checkpoint> checkpoint;
   if (!flags.resume.empty()) checkpoint.emplace(find_checkpoint(flags.resume));

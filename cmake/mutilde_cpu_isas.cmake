@@ -1,8 +1,8 @@
-# One program for every x86-64: with MUTILDE_NATIVE=OFF, `core` holds the kernels of core/cpu three
-# times, compiled like the rest ("plain"), for AVX2 and for AVX-512. core/cpu_isa.cpp chooses at start.
+# One program for every x86-64: with MUTILDE_NATIVE=OFF, `core` holds the kernels of core/cpu four
+# times, compiled like the rest ("plain"), for AVX2, for AVX-512 and for AVX-512 with bfloat16. core/cpu_isa.cpp chooses at start.
 # Other processors, and MUTILDE_NATIVE=ON, have them once.
 #
-# The trap: the three copies define the same functions, ours and those that they instantiate of std::,
+# The trap: the four copies define the same functions, ours and those that they instantiate of std::,
 # and a linker keeps one definition of each name, whichever comes first. A std::vector<int64_t> grown by
 # AVX-512's instructions could so become that of the whole program, which an AVX2 machine would end by an
 # illegal instruction. No namespace of ours keeps std:: out of that. So a copy is closed before the linker
@@ -59,5 +59,7 @@ endfunction()
 
 # The flags are what core/cpu_isa.cpp asks the processor for, no more.
 mutilde_cpu_isa(avx2 -mavx2 -mfma)
-mutilde_cpu_isa(avx512 -mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl)
+set(avx512 -mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl)
+mutilde_cpu_isa(avx512 ${avx512})
+mutilde_cpu_isa(avx512bf16 ${avx512} -mavx512bf16)
 set_source_files_properties(${chooser} PROPERTIES COMPILE_DEFINITIONS MUTILDE_ALL_ISAS)

@@ -12,6 +12,7 @@ namespace mutilde {
 // core/cpu/kernels.cpp again, compiled and renamed by cmake/mutilde_cpu_isas.cmake.
 extern "C" const CpuKernels kMutildeCpuKernels_avx2;
 extern "C" const CpuKernels kMutildeCpuKernels_avx512;
+extern "C" const CpuKernels kMutildeCpuKernels_avx512bf16;
 #endif
 
 std::span<const CpuIsa> cpu_isas() {
@@ -21,9 +22,12 @@ std::span<const CpuIsa> cpu_isas() {
   static const bool avx512 =
       avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  static const std::array<CpuIsa, 3> isas = {{{"plain", true, &kMutildeCpuKernels},
-                                              {"avx2", avx2, &kMutildeCpuKernels_avx2},
-                                              {"avx512", avx512, &kMutildeCpuKernels_avx512}}};
+  static const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  static const std::array<CpuIsa, 4> isas = {
+      {{"plain", true, &kMutildeCpuKernels},
+       {"avx2", avx2, &kMutildeCpuKernels_avx2},
+       {"avx512", avx512, &kMutildeCpuKernels_avx512},
+       {"avx512bf16", avx512bf16, &kMutildeCpuKernels_avx512bf16}}};
 #elif defined(MUTILDE_NATIVE)
   static const std::array<CpuIsa, 1> isas = {{{"native", true, &kMutildeCpuKernels}}};
 #else

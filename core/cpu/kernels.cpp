@@ -14,6 +14,7 @@ Backend& cpu_backend() {
 
 }  // namespace
 
-constinit const CpuKernels kMutildeCpuKernels = {simd::kVectorBytes, cpu_backend, peak_gflops};
+constinit const CpuKernels kMutildeCpuKernels = {simd::kVectorBytes, simd::kHasBf16, cpu_backend,
+                                                 peak_gflops};
 
 }  // namespace mutilde

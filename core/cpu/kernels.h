@@ -8,6 +8,7 @@ namespace mutilde {
 
 struct CpuKernels {
   int vector_bytes;
+  bool has_bf16;  // an instruction for pairs of bfloat16; else they take longer than floats
   Backend& (*backend)();
   double (*peak_gflops)(int threads);  // core/cpu/peak.h
 };

@@ -99,6 +99,11 @@ inline void transpose(Vec<T> (&rows)[kLanes<T>]) {
 /// Two factors of a product rounded to bfloat16, which is the upper half of a float: the first in the
 /// lower half. The micro-kernel takes a pair as one step.
 using Bf16Pair = uint32_t;
+#if defined(__AVX512BF16__)
+inline constexpr bool kHasBf16 = true;
+#else
+inline constexpr bool kHasBf16 = false;
+#endif
 
 /// x rounded to bfloat16, to even at a tie: the upper half of each lane. A NaN stays one.
 inline Vec<uint32_t> round_to_bf16(Vec<float> x) {
