@@ -57,8 +57,12 @@ else
     targets+=("tutorial_$(basename "$source" .cpp)")
   done
   cmake --build "$programs" --target "${targets[@]}"
-  if ((${#playground[@]} == 0)) && command -v emcc >/dev/null; then
-    scripts/playground.sh
+  if ((${#playground[@]} == 0)); then
+    if command -v emcc >/dev/null; then
+      scripts/playground.sh
+    elif [[ ! -e out/playground/index.html ]]; then
+      echo "docs: no Emscripten, so no playground; scripts/install_deps.sh --playground installs it (1 GB)"
+    fi
   fi
 fi
 if ((${#playground[@]} == 0)) && [[ -e out/playground/index.html ]]; then

@@ -23,9 +23,9 @@ build_app() {
 train() {
   build_app
   "$mutilde" train --data fashion-mnist --preset small --image_size 28 --image_channels 1 --channel_mult 1,1,2 \
-    --attention_resolutions 14,7 --noise_schedule cosine --batch_size 16 --lr 2e-3 --lr_anneal_steps 6000 \
-    --ema_rate 0.998 --sample_interval 0 --out "$build/run" --overwrite
-  /usr/bin/python3 playground/shrink.py "$build/run/checkpoint_006000.safetensors" playground/model.safetensors
+    --attention_resolutions 14,7 --noise_schedule cosine --batch_size 16 --lr 2e-3 --lr_anneal_steps 20000 \
+    --ema_rate 0.999 --sample_interval 0 --out "$build/run" --overwrite
+  /usr/bin/python3 playground/shrink.py "$build/run/checkpoint_020000.safetensors" playground/model.safetensors
 }
 
 build_page() {  # build_page OUT_DIR

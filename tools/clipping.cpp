@@ -3,6 +3,7 @@
 //
 //   clipping [--steps 1000,50] [--num_samples N] [--seed N] --out DIR RUN...
 //
+// The curves are those of the first number of steps.
 // RUN: what `mutilde train` left, a folder or a checkpoint; a network that predicts the noise.
 #include <algorithm>
 #include <cmath>
@@ -145,9 +146,9 @@ class Report {
           rows.push_back({fmt::format("{}, {}", name, kClipped[i]), all[i].x_0});
           add_walk({schedule, steps, name, kClipped[i]}, all[i], all[0].x_0);
         }
-        if (ddim || steps != options_.steps.front()) continue;
-        add_by_t(schedule, all.front(), all.back());
-        add_curves(schedule, all);
+        if (ddim) continue;
+        add_by_t(schedule + " | " + steps, all.front(), all.back());
+        if (steps == options_.steps.front()) add_curves(schedule, all);
       }
       save(fmt::format("samples_{}_{}.png", schedule, steps), app::labelled_rows({}, rows, 2));
     }
@@ -201,14 +202,14 @@ class Report {
   }
 
   /// The first two steps, the last two and some between.
-  void add_by_t(const std::string& schedule, const Walk& every, const Walk& none) {
+  void add_by_t(const std::string& names, const Walk& every, const Walk& none) {
     const size_t T = every.steps.size();
     for (size_t i = 0; i < T; ++i) {
       if (i > 1 && i + 2 < T && i % (T / 5 + 1) != 0) continue;
       const AtStep &e = every.steps[i], &n = none.steps[i];
       by_t_ += fmt::format("| {} | {} | {:.2g} | {:.1f}% | {:.1f}% | {:.2g} | {:.2g} | {:.3g} |\n",
-                           schedule, e.t, e.noise, 100 * e.outside, 100 * n.outside, e.apart,
-                           n.apart, n.size);
+                           names, e.t, e.noise, 100 * e.outside, 100 * n.outside, e.apart, n.apart,
+                           n.size);
     }
   }
 
@@ -248,15 +249,16 @@ class Report {
       "| schedule | steps | sampler | clipped | largest state | size at the end | outside | "
       "from every step clipped |\n|---|---|---|---|---|---|---|---|\n";
   std::string by_t_ =
-      "| schedule | t | noise added | outside: every | none | means apart: every | none | "
-      "size of x_t: none |\n|---|---|---|---|---|---|---|---|\n";
+      "| schedule | steps | t | noise added | outside: every | none | means apart: every | none | "
+      "size of x_t: none |\n|---|---|---|---|---|---|---|---|---|\n";
   std::string csv_ = "schedule,steps,sampler,clipped,t,size,outside,apart,most,noise\n";
 };
 
 Options parse(int argc, char** argv) {
   Options options;
   CLI::App app("Samples from the same noise with and without clipping.");
-  app.add_option("--steps", options.steps, "lengths of the process")->delimiter(',');
+  app.add_option("--steps", options.steps, "lengths of the process; the curves show the first")
+      ->delimiter(',');
   app.add_option("--num_samples", options.num_samples, "pictures of each kind");
   app.add_option("--seed", options.seed, "of the noise");
   app.add_option("--out", options.out, "folder for tables and pictures")->required();

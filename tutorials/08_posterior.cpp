@@ -7,9 +7,9 @@
 // 1. *Eq. 11 is the mean of the **true** posterior, which knows $x_0$. How can a sampler use it?*
 // 2. *Why is $x_0$ predicted first, when eq. 13 leads from the noise to the mean in one line?*
 //
-// We derive both, run both routes, and see where they part. As in tutorial 7, a step adds noise of
-// variance $\beta_t$, $\alpha_t = 1 - \beta_t$, and $\bar\alpha_t$ is the product of all up to $t$.
-// The program counts from $t = 0$, where $\bar\alpha_{t-1} = 1$: there the posterior is $x_0$ itself.
+// We derive both, run both, see where they part. As in tutorial 7, a step adds noise of variance
+// $\beta_t$, $\alpha_t = 1 - \beta_t$, and $\bar\alpha_t$ is the product of all up to $t$. At the
+// first, $t = 0$ in the program, $\bar\alpha_{t-1} = 1$: there the posterior is $x_0$ itself.
 #include <cmath>
 
 #include "core/ops/ops.h"
@@ -50,9 +50,8 @@ double largest(const Tensor& x) { return max(abs(x)).item(); }
 // $$a = \frac{\sqrt{\bar\alpha_{t-1}}\, \beta_t}{1 - \bar\alpha_t}, \qquad
 //   b = \frac{\sqrt{\alpha_t}\, (1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t}$$
 //
-// which is eq. 11, and eq. 12 is the sentence that joins the two. Do not take our word for it. Here
-// is one pixel, $x_0 = 0.5$ and $x_t = 0.6$: the product of the two densities on a fine grid, its
-// mean and variance by summation, beside the library's.
+// which is eq. 11; eq. 12 joins the two. Do not take our word: for one pixel, $x_0 = 0.5$ and
+// $x_t = 0.6$, the densities are multiplied and summed on a fine grid, beside the library's.
 //
 // ```text
 //    t   mean: grid    eq. 11   variance: grid    eq. 10
@@ -223,16 +222,15 @@ void untrained(const char* name, const Schedule& schedule) {
 
 // ## The two answers
 //
-// 1. *Why eq. 11?* Because it is eq. 13. The sampler puts its prediction $\hat x_0$ in, and that is
-//    so for every $t$, $x_t$ and $\epsilon_\theta$. Nothing else is modelled or learned.
-// 2. *Why by way of $x_0$?* Because on that way $\hat x_0$ can be clipped to the range of pixels,
-//    which no one can do to eq. 13. That changes the mean by a known amount where $\hat x_0$ leaves
-//    the range, and not at all elsewhere. With the cosine schedule the first step depends on it;
-//    whether the small changes of a thousand others add up is a question for a trained network:
-//    [what clipping does](../docs/clipping.md) asks some.
+// 1. *Why eq. 11?* Because it is eq. 13, for every $t$, $x_t$ and $\epsilon_\theta$. And because it
+//    is right: the mean of $x_{t-1}$ is eq. 11 at the average of all images that may be in $x_t$,
+//    and that average is what a network learns ([in four lines](../docs/why-eq-11.md)).
+// 2. *Why by way of $x_0$?* Because $\hat x_0$ can be clipped to the range of pixels, and eq. 13
+//    cannot. Where it leaves the range, that moves the mean towards the right one, by a known
+//    amount. With the cosine schedule the first step depends on it; what a thousand others add up
+//    to, [trained networks](../docs/clipping.md) show.
 //
-// And $\hat x_0$ is good for more: tutorial 10 writes DDIM in it, and at every step it is a
-// picture.
+// And $\hat x_0$ is good for more: tutorial 10 writes DDIM in it; every step has its picture.
 void tutorial_main(const Options& options) {
   const Tensor x_0 = images(4);
   const std::vector<std::pair<const char*, Schedule>> processes = {

@@ -42,8 +42,7 @@ SpacedDiffusion process(const std::string& steps,  // so many of a thousand
 // What should a network name? By eq. 9, the noise gives the image and the image the noise. But an
 // error of the noise arrives in the image multiplied by $\sqrt{1/\bar\alpha_t - 1}$, at first by
 // 20,000, and one of the image in the noise by the inverse. Networks that are trained for days name
-// the noise (tutorial 9). Ours, trained for seconds, names something between (Salimans and Ho
-// 2022):
+// the noise (tutorial 9). Ours, trained for seconds, takes a mixture (Salimans and Ho 2022):
 //
 // $$v = \sqrt{\bar\alpha_t}\, \epsilon - \sqrt{1 - \bar\alpha_t}\, x_0, \qquad
 //   \hat x_0 = \sqrt{\bar\alpha_t}\, x_t - \sqrt{1 - \bar\alpha_t}\, v_\theta$$
@@ -141,8 +140,7 @@ void cost_of_fewer_steps() {
 //
 // Eq. 9 at $t - 1$ says: image, plus noise of variance $1 - \bar\alpha_{t-1}$. It does not say
 // whose noise. We can take what is there already, $\epsilon_\theta$, or fresh noise $z$, or some of
-// each; if the variances add up, $x_{t-1}$ is as the network expects it. Eq. DDIM 12 (of their
-// paper):
+// each; if the variances add up, $x_{t-1}$ is as the network expects it. That is eq. DDIM 12:
 //
 // $$x_{t-1} = \sqrt{\bar\alpha_{t-1}}\, \hat x_0
 //   + \sqrt{1 - \bar\alpha_{t-1} - \sigma_t^2}\; \epsilon_\theta + \sigma_t\, z,

@@ -1,10 +1,16 @@
 // # 12. CUDA without a GPU: one kernel three times, and a race
 //
-// A GPU runs one function, the kernel, in many threads at once. We write softmax for it three
-// times, count what each version costs, and then break one in the way that kernels are broken most
-// often. None of it needs a GPU: where there is none, `cuda/emulation/` runs the very same code on
-// the CPU, one thread after another, and you can [step through
-// it](../docs/cuda-without-a-gpu.md). nvcc compiles the same file for a GPU.
+// A GPU runs one function, the *kernel*, in many threads at once. We write softmax three times,
+// count what each version costs, and break one in the way that kernels are broken most often. None
+// of it needs a GPU: where there is none, `cuda/emulation/` runs the very same code on the CPU, one
+// thread after another, and you can [step through it](../docs/cuda-without-a-gpu.md).
+//
+// CUDA is C++ with a few more words. `__global__` marks a kernel, `__device__` a function that it
+// calls. Threads come in *blocks* of up to 1,024; those of one block can wait for each other. A
+// launch says how many blocks, the *grid*, of how many threads: `kernel<<<2, 32>>>(x, y)`, or, as
+// any C++ compiler reads it, `launch<kernel>({.grid = 2, .block = 32}, x, y)`. All 64 threads run
+// the same lines, and tell by numbers who they are: `threadIdx.x` is 0 to 31 in each block,
+// `blockIdx.x` 0 or 1, `blockDim.x` 32, so `blockIdx.x * blockDim.x + threadIdx.x` is 0 to 63.
 #include <algorithm>
 #include <cmath>
 
@@ -27,10 +33,10 @@ namespace {
 // $$y_j = \frac{e^{x_j - m}}{\sum_k e^{x_k - m}}, \qquad m = \max_k x_k$$
 //
 // Any $m$ gives the same $y$, for it cancels; the maximum keeps the exponentials from overflowing.
-// So a row is walked over three times: for $m$, for the sum, to write $y$. That is little
-// arithmetic for much memory: what matters on a GPU is how often global memory is read, and how
-// often threads wait for each other. We count both, the waiting in two kinds: barriers, where a
-// block of threads meets, and shuffles, where the 32 threads of a *warp* hand on a register.
+// So a row is walked over three times: for $m$, for the sum, to write $y$: little arithmetic for
+// much memory. We count what that costs on a GPU: how often its large, slow, *global* memory is
+// read, and how often threads wait: at barriers, where a block meets, and in shuffles, where the 32
+// threads of a *warp* (a block is cut into warps, which go in step) hand on a register.
 constexpr int kRows = 64, kColumns = 256;
 
 struct Counts {
@@ -59,17 +65,16 @@ __device__ float shuffle(float value, int distance, Counts* counts) {
 
 // ## Plain: a thread a row
 //
-// A kernel is written for one thread, which finds out from `blockIdx` and `threadIdx` what is its
-// work. Here that is a row, and the code is what one would write for a CPU. For each row it takes
+// The work of a thread is a row, and the code what one would write for a CPU. A row takes
 //
 // ```text
 // plain             768 reads,  0 barriers,  0 shuffles; 64 rows right, 64 sum to 1
 // ```
 //
 // It is right (the CPU's `softmax()` to $10^{-6}$), and bad in two ways. Each number is read three
-// times. And the threads of a warp go together: at first they read $x_0$ of 32 rows, 1,024 bytes
-// apart. Memory comes in pieces of at least 32 bytes, so with each 4-byte number come 28 that are
-// not wanted yet. (The emulation does not see that: it knows nothing about speed.)
+// times. And the threads of a warp read together, at first $x_0$ of 32 rows, 1,024 bytes apart.
+// Memory comes in pieces of at least 32 bytes, so with each 4-byte number come 28 that are not
+// wanted yet. (The emulation does not see that: it knows nothing about speed.)
 __global__ void plain(Input x, float* y) {
   const unsigned first = (blockIdx.x * blockDim.x + threadIdx.x) * kColumns;
   float m = -INFINITY, sum = 0;
@@ -82,10 +87,10 @@ __global__ void plain(Input x, float* y) {
 //
 // Give a row to a block, a number to each of its 256 threads. Neighbours now read neighbours, and
 // each number once. But the maximum and the sum run over all threads, which see each other's
-// numbers fast in *shared memory* alone, some KiB in the processor that a block has for itself.
+// numbers fast in `__shared__` memory alone, some KiB in the processor that a block has for itself.
 // There they are combined in a tree: the lower half of the threads takes in the upper half's
 // numbers, then the lower quarter the second quarter's, and after $\log_2 256 = 8$ rounds number 0
-// has it all. Before each round all must have finished the last: that is what a barrier is for.
+// has it all. Before each all must have finished the last: hence the barriers, `__syncthreads()`.
 //
 // ```text
 // tree              256 reads, 20 barriers,  0 shuffles; 64 rows right, 64 sum to 1
@@ -119,10 +124,10 @@ __global__ void tree(Input x, float* y) {
 
 // ## Warp: 32 threads a row
 //
-// Most of that waiting is not needed. The lanes of a warp can read each other's registers: in
-// `__shfl_xor_sync(mask, v, 16)` lane $i$ gets the `v` of the lane 16 away, `i ^ 16`. Combine, go
-// on with 8, 4, 2 and 1, and after five steps *every* lane has the result. No shared memory, no
-// barrier. So give a row to a warp, each lane every 32nd number, which it keeps in registers:
+// Most of that waiting is not needed. The threads of a warp, its lanes, can read each other's
+// registers: in `__shfl_xor_sync(mask, v, 16)` lane $i$ gets the `v` of the lane 16 away, `i ^ 16`.
+// Combine, go on with 8, 4, 2 and 1, and after five steps *every* lane has the result. No barrier.
+// So give a row to a warp (eight to a block of 32 x 8 threads), each lane every 32nd number:
 //
 // ```text
 // warp              256 reads,  0 barriers, 10 shuffles; 64 rows right, 64 sum to 1
@@ -166,10 +171,9 @@ void report(const char* name, const cuda::LaunchConfig& config, const Tensor& x)
 //
 // Now leave out the barrier at the end of a tree. Thread 0 reads the maximum in `shared[0]`, goes
 // on to the second tree, and writes its exponential there. Has thread 1 read the maximum before?
-// Nothing makes it. A result that depends on who is faster is a *race*. It may hide for weeks.
-//
-// The emulation does not look for races. But its threads take turns, each running until it has to
-// wait, and `options().order` says who is first. A kernel must give the same in any order. In two:
+// Nothing makes it. A result that depends on who is faster is a *race*. The emulation does not look
+// for races. But its threads take turns, each running until it has to wait, and `options().order`
+// says who is first. A kernel must give the same in any order. In two:
 //
 // ```text
 // thread 0 first    256 reads, 18 barriers,  0 shuffles;  0 rows right, 64 sum to 1
@@ -178,15 +182,13 @@ void report(const char* name, const cuda::LaunchConfig& config, const Tensor& x)
 // 256 threads counted 256
 // ```
 //
-// Found, in one of the two: with thread 0 last, all have read the maximum before it is overwritten.
-// And look at the last number. Thread 0 has $m$, all others take its $e^{x_0 - m}$ for the maximum;
-// so $y_0$ is out of proportion, but a row still adds up to 1, and a test that only adds up would
-// pass. The library's tests hold every op to its formula, in both orders.
+// Found: with thread 0 first, the others take its $e^{x_0 - m}$ for the maximum. And look at the
+// last number: so $y_0$ is out of proportion, but a row still adds up to 1, and a test that only
+// adds up would pass. The library's tests hold every op to its formula, in both orders.
 //
-// And one that is *not* found: 256 threads count themselves and forget the atomic. On a GPU those
-// of a warp read the same old number, and most additions are lost. Here each is done before the
-// next begins. (A GPU has `compute-sanitizer --tool racecheck`, which looks for races like the
-// first, in shared memory.)
+// And one that is *not* found: 256 threads count themselves without an atomic. On a GPU those of a
+// warp read the same old number, and most additions are lost. Here each is done before the next
+// begins. (For the first kind, in shared memory, GPUs have `compute-sanitizer --tool racecheck`.)
 #ifndef __CUDACC__  // what a GPU makes of these faults is chance
 __global__ void count_themselves(int* count) { *count += 1; }
 
@@ -205,14 +207,12 @@ void races(const Tensor& x) {
 //
 // The other classic is a barrier within a branch: the upper half of the threads never comes. On a
 // GPU this is undefined: it may hang, or go on with wrong numbers. The emulation knows who waits
-// for whom, and where:
+// for whom, and where ([all that it finds](../docs/cuda-without-a-gpu.md#what-it-finds)):
 //
 // ```text
 // block (0,0,0), thread (0,0,0): waits at __syncthreads(), 12_cuda.cu:220,
 //   for thread (128,0,0), which has returned
 // ```
-//
-// [This](../docs/cuda-without-a-gpu.md) is all that it finds, and what it misses.
 __global__ void meets_in_a_branch(float* shares) {
   for (unsigned half = kColumns / 2; half > 0; half /= 2) {
     if (threadIdx.x < half) {

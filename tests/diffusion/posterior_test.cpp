@@ -198,6 +198,59 @@ TEST_P(Posterior, ClippingPartsTheRoutesExactlyWhereTheImageLeavesItsRange) {
   EXPECT_GT(outside, x_0_hat.numel() / 10);
 }
 
+// Why the posterior's mean, though no sampler knows x_0: in a world of three images of one pixel, the mean
+// of x_{t-1} given x_t is added up from eq. 2 and eq. 8, over all that x_{t-1} may be. It is eq. 11 at
+// the average of the images that x_t leaves possible, and eq. 13 at the average noise.
+TEST_P(Posterior, TheRightMeanIsEq11AtTheAverageImage) {
+  const auto one_pixel = [](double value) { return Tensor::full({1, 1}, value, DType::kFloat64); };
+  const auto bell = [](double x, double mean, double variance) {
+    return std::exp(-0.5 * (x - mean) * (x - mean) / variance);
+  };
+  for (int64_t step = 1; step < T; ++step) {
+    const At at(betas, step);
+    const double noisy = 0.3 * std::sqrt(at.alpha_bar) + 0.7 * std::sqrt(1 - at.alpha_bar);
+    double images = 0, image_weight = 0, prevs = 0, prev_weight = 0;
+    for (const double image : {-1.0, 0.2, 0.8}) {
+      const double w = bell(noisy, std::sqrt(at.alpha_bar) * image, 1 - at.alpha_bar);
+      images += w * image;
+      image_weight += w;
+      // The sum over a grid is the integral to round-off: the bells are at least ten points wide, and
+      // nine deviations of 1 from its ends.
+      for (int i = -10000; i <= 10000; ++i) {
+        const double x_prev = 1e-3 * i;
+        const double v = bell(x_prev, std::sqrt(at.alpha_bar_prev) * image, 1 - at.alpha_bar_prev) *
+                         bell(noisy, std::sqrt(at.alpha) * x_prev, at.beta);
+        prevs += v * x_prev;
+        prev_weight += v;
+      }
+    }
+    const double image = images / image_weight;
+    const double noise = (noisy - std::sqrt(at.alpha_bar) * image) / std::sqrt(1 - at.alpha_bar);
+    const Tensor x = one_pixel(noisy), steps = test::timesteps({step});
+    const double mean = prevs / prev_weight;
+    ASSERT_NEAR(q_posterior_mean(schedule, one_pixel(image), x, steps).item(), mean, kRoundOff)
+        << "t = " << step;
+    ASSERT_NEAR(mean_from_eps(schedule, x, steps, one_pixel(noise)).item(), mean, kRoundOff)
+        << "t = " << step;
+  }
+}
+
+// An image is within [-1, 1], so the border is nearer to each of its pixels than what is beyond.
+TEST_P(Posterior, ClippingBringsNoPixelOfTheMeanFartherFromTheRightOne) {
+  const Tensor image = clamp(x_0, -1, 1), noisy = q_sample(schedule, image, t, eps);
+  const Tensor guess = eps + 0.5 * x_t;
+  const Tensor right = q_posterior_mean(schedule, image, noisy, t);
+  const Tensor direct = abs(mean_from_eps(schedule, noisy, t, guess) - right);
+  const Tensor clipped = abs(mean_through_x0(schedule, noisy, t, guess, /*clip=*/true) - right);
+  int64_t nearer = 0;
+  for (int64_t i = 0; i < direct.numel(); ++i) {
+    const double before = direct.data<double>()[i], after = clipped.data<double>()[i];
+    ASSERT_LE(after, before + kRoundOff * std::max(1.0, before)) << "element " << i;
+    nearer += after < 0.99 * before ? 1 : 0;
+  }
+  EXPECT_GT(nearer, direct.numel() / 10);
+}
+
 TEST_P(Posterior, RoutesAgreeOverAThousandSteps) {
   const Schedule long_schedule(named_beta_schedule(GetParam(), 1000));
   const Tensor all_t = Tensor::arange(1000);
