@@ -8,8 +8,7 @@
 
 #include "cuda/cuda_backend.h"
 #include "cuda/devices.h"
-#include "cuda/hopper/conv_wgmma.h"
-#include "cuda/hopper/matmul_wgmma.h"
+#include "cuda/hopper/hopper.h"
 #include "cuda/launch.h"
 #include "cuda/matmul_ladder.h"
 #include "diffusion/trainer.h"
@@ -54,16 +53,24 @@ Tensor random(const Shape& shape, DType dtype = DType::kFloat32) {
 struct NamedRung {
   const char* name;
   cuda::Rung rung;
+  Precision precision = Precision::kFloat32;
 };
-constexpr NamedRung kRungs[] = {{"float32, plain", cuda::Rung::kPlain},
-                                {"float32, tiled", cuda::Rung::kTiled},
-                                {"float32 rounded to tf32, wmma", cuda::Rung::kTensorCores}};
+constexpr NamedRung kRungs[] = {
+    {"float32, plain", cuda::Rung::kPlain},
+    {"float32, tiled", cuda::Rung::kTiled},
+    {"float32 rounded to tf32, wmma", cuda::Rung::kTensorCores},
+    {"float32 rounded to bfloat16, wmma", cuda::Rung::kTensorCores, Precision::kBfloat16},
+    {"float32 rounded to bfloat16, wgmma and TMA", cuda::Rung::kHopper, Precision::kBfloat16}};
 
-bool is_hopper() {
-  int major = 0;
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0),
-        "cudaDeviceGetAttribute");
-  return major == 9;
+/// Calls measure(backend, name) for each rung that this GPU has.
+void for_rungs(const std::function<void(Backend&, const char*)>& measure) {
+  for (const NamedRung& named : kRungs) {
+    if (named.rung == cuda::Rung::kHopper && !cuda::is_hopper()) continue;
+    set_product_precision(named.precision);
+    cuda::CudaBackend backend(0, named.rung);
+    measure(backend, named.name);
+  }
+  set_product_precision(Precision::kFloat32);
 }
 
 void measure_matmul() {
@@ -71,11 +78,9 @@ void measure_matmul() {
   constexpr double kOperations = 2.0 * n * n * n;
   const std::string name = fmt::format("matmul {0} x {0} x {0}", n);
   const Tensor a = random({1, n, n}), b = random({1, n, n}), out = random({1, n, n});
-  for (const auto& [rung_name, rung] : kRungs) {
-    cuda::CudaBackend backend(0, rung);
-    print_row(name.c_str(), rung_name, kOperations,
-              [&] { backend.matmul(a, false, b, false, out); });
-  }
+  for_rungs([&](Backend& backend, const char* rung) {
+    print_row(name.c_str(), rung, kOperations, [&] { backend.matmul(a, false, b, false, out); });
+  });
   const Tensor short_a = a.to(DType::kBFloat16), short_b = b.to(DType::kBFloat16);
   const auto ladder = [&](const char* rung_name, auto multiply) {
     print_row(name.c_str(), rung_name, kOperations, [&] {
@@ -85,7 +90,7 @@ void measure_matmul() {
     });
   };
   ladder("bfloat16, wmma", cuda::matmul_wmma);
-  if (is_hopper()) ladder("bfloat16, wgmma and TMA", cuda::matmul_wgmma);
+  if (cuda::is_hopper()) ladder("bfloat16, wgmma and TMA", cuda::matmul_wgmma);
 }
 
 void measure_conv(int64_t N, int64_t size, int64_t C, int64_t kernel, int64_t stride) {
@@ -97,16 +102,15 @@ void measure_conv(int64_t N, int64_t size, int64_t C, int64_t kernel, int64_t st
   const double operations = 2.0 * static_cast<double>(out.numel() * kernel * kernel * C);
   const std::string shape =
       fmt::format("{0}x{0}, stride {1}, {2} x {3}x{3}, {4} channels", kernel, stride, N, size, C);
-  for (const auto& [rung_name, rung] : kRungs) {
-    cuda::CudaBackend backend(0, rung);
-    print_row(("conv " + shape).c_str(), rung_name, operations,
+  for_rungs([&](Backend& backend, const char* rung) {
+    print_row(("conv " + shape).c_str(), rung, operations,
               [&] { backend.conv2d(x, weight, bias, geometry, out); });
-    print_row("gradient of its input", rung_name, operations,
+    print_row("gradient of its input", rung, operations,
               [&] { backend.conv2d_backward_input(dout, weight, geometry, dx); });
-    print_row("gradient of its weight", rung_name, operations,
+    print_row("gradient of its weight", rung, operations,
               [&] { backend.conv2d_backward_weight(x, dout, geometry, dweight); });
-  }
-  if (!is_hopper()) return;
+  });
+  if (!cuda::is_hopper()) return;
   const auto of = [](int64_t n) { return static_cast<int>(n); };
   const cuda::ConvSizes s{of(size), of(size),   of(C),      of(size_out), of(size_out),
                           of(C),    of(kernel), of(kernel), of(stride),   of(kernel / 2)};
@@ -126,8 +130,13 @@ void measure_training(const char* preset, int64_t batch) {
   Trainer trainer(settings, Device::cuda());
   const Tensor x_0 =
       random({batch, settings.image_size, settings.image_size, settings.image_channels});
-  const double ms = median_ms([&] { trainer.step(x_0, {}); });
-  fmt::print("| {} | {} | {:.2f} | {:.1f} |\n", preset, batch, ms, 1e3 * batch / ms);
+  for (const bool bfloat16 : {false, true}) {
+    set_product_precision(bfloat16 ? Precision::kBfloat16 : Precision::kFloat32);
+    const double ms = median_ms([&] { trainer.step(x_0, {}); });
+    fmt::print("| {} | {} | {} | {:.2f} | {:.1f} |\n", preset, batch,
+               bfloat16 ? "bfloat16" : "float32", ms, 1e3 * batch / ms);
+  }
+  set_product_precision(Precision::kFloat32);
 }
 
 void measure_all() {
@@ -140,7 +149,7 @@ void measure_all() {
   measure_conv(32, 32, 128, 3, 1);
   measure_conv(32, 32, 128, 3, 2);
   measure_conv(32, 32, 128, 1, 1);
-  fmt::print("\n| training step, float32 | batch | ms | images/s |\n|---|---|---|---|\n");
+  fmt::print("\n| training step | batch | products | ms | images/s |\n|---|---|---|---|---|\n");
   measure_training("small", 128);
   measure_training("medium", 128);
   measure_training("cifar", 128);

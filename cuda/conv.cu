@@ -13,6 +13,7 @@
 // definition as loops (conv_plain.cu), and what tests hold the others to.
 #include "cuda/conv_plain.h"
 #include "cuda/cuda_backend.h"
+#include "cuda/hopper/hopper.h"
 #include "cuda/product.h"
 
 namespace mutilde::cuda {
@@ -119,12 +120,44 @@ struct WeightByInput {
   __device__ T at(int c, int64_t inner) const { return weight[inner + c]; }
 };
 
+/// The weight as the gradient of the input meets it where the stride is 1, as a convolution of dout: turned
+/// by half a turn, [C, kH, kW, C_out]. i counts out.
+struct TurnWeight {
+  const float* weight;
+  ConvSizes s;
+  __nv_bfloat16* out;
+  __device__ void operator()(int64_t i) const {
+    const int c_out = i % s.C_out, kw = i / s.C_out % s.kW, kh = i / s.C_out / s.kW % s.kH;
+    const int64_t c = i / s.C_out / s.kW / s.kH;
+    const int64_t tap = (int64_t{c_out} * s.kH + s.kH - 1 - kh) * s.kW + s.kW - 1 - kw;
+    out[i] = __float2bfloat16_rn(weight[tap * s.C + c]);
+  }
+};
+
+/// That convolution's sizes. Its padding is what the kernel reaches beyond the other's.
+ConvSizes turned(const ConvSizes& s) {
+  return {s.H_out, s.W_out, s.C_out, s.H, s.W, s.C, s.kH, s.kW, 1, s.kH - 1 - s.padding};
+}
+
+bool can_turn(const ConvSizes& s) { return s.stride == 1 && s.kH == s.kW && s.padding < s.kH; }
+
+bool is_empty(const ConvSizes& s, int64_t N) {
+  return N == 0 || s.H == 0 || s.W == 0 || s.H_out == 0 || s.W_out == 0;
+}
+
 }  // namespace
 
 void CudaBackend::conv2d(ConstView x, ConstView weight, ConstView bias, Conv2dGeometry geometry,
                          View out) {
   const ConvSizes s = conv_sizes(x.shape, weight.shape, out.shape, geometry);
   const int64_t pixels = out.shape.product(0, 3), K = weight.shape.product(1, 4);
+  const int N = int_size("conv2d", x.shape[0]);
+  const bool hopper = rung_for(x.dtype, rung_) == Rung::kHopper && !is_empty(s, N);
+  if (hopper && conv2d_wgmma_takes(s)) {
+    const Shortened short_x(*this, x), short_weight(*this, weight);
+    return conv2d_wgmma(s, N, short_x.data(), short_weight.data(), bias.as<float>(),
+                        out.as<float>(), nullptr);
+  }
   for_float(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     if (rung_ == Rung::kPlain)
@@ -139,6 +172,15 @@ void CudaBackend::conv2d_backward_input(ConstView dout, ConstView weight, Conv2d
                                         View dx) {
   const ConvSizes s = conv_sizes(dx.shape, weight.shape, dout.shape, geometry);
   const int64_t pixels = dx.shape.product(0, 3), K = weight.shape.product(0, 3);
+  const int N = int_size("conv2d", dx.shape[0]);
+  const bool hopper = rung_for(dx.dtype, rung_) == Rung::kHopper && !is_empty(s, N);
+  if (hopper && can_turn(s) && conv2d_wgmma_takes(turned(s))) {
+    const Shortened short_dout(*this, dout);
+    const Buffer<__nv_bfloat16> short_weight(*this, weight.numel());
+    launch_for_each(weight.numel(), TurnWeight{weight.as<float>(), s, short_weight.data()});
+    return conv2d_wgmma(turned(s), N, short_dout.data(), short_weight.data(), nullptr,
+                        dx.as<float>(), nullptr);
+  }
   for_float(dx.dtype, [&](auto zero) {
     using T = decltype(zero);
     if (rung_ == Rung::kPlain)
@@ -153,6 +195,16 @@ void CudaBackend::conv2d_backward_weight(ConstView x, ConstView dout, Conv2dGeom
                                          View dweight) {
   const ConvSizes s = conv_sizes(x.shape, dweight.shape, dout.shape, geometry);
   const int64_t pixels = dout.shape.product(0, 3), columns = dweight.shape.product(1, 4);
+  const int N = int_size("conv2d", x.shape[0]);
+  const bool hopper = rung_for(x.dtype, rung_) == Rung::kHopper && !is_empty(s, N);
+  if (hopper && conv2d_backward_weight_wgmma_takes(s)) {
+    const Shortened short_x(*this, x), short_dout(*this, dout);
+    return sum_chunks(*this, conv2d_backward_weight_chunks(s, N), dweight.numel(),
+                      dweight.as<float>(), [&](float* partial) {
+                        conv2d_backward_weight_wgmma(s, N, short_x.data(), short_dout.data(),
+                                                     partial, nullptr);
+                      });
+  }
   for_float(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     if (rung_ == Rung::kPlain)

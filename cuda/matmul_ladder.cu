@@ -5,13 +5,11 @@
 // each is read, and from where, is what the rungs differ in.
 #include <mma.h>
 
-#include "cuda/launch.h"
 #include "cuda/matmul_ladder.h"
+#include "cuda/parallel.h"
 
 namespace mutilde::cuda {
 namespace {
-
-constexpr int ceil_div(int n, int d) { return (n + d - 1) / d; }
 
 // ---- 1. Plain -----------------------------------------------------------------------------------
 // One thread, one element. Each of the 2 K numbers that it needs is a load from global memory (or
@@ -50,7 +48,7 @@ __global__ void plain(const T* __restrict__ a, const T* __restrict__ b, T* __res
 constexpr int kTile = 64, kStep = 16, kThreads = 16;  // kThreads x kThreads threads
 
 template <class T>
-__global__ void __launch_bounds__(kThreads* kThreads)
+__global__ void __launch_bounds__(kThreads* kThreads, 4)
     tiled(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, int M, int N,
           int K) {
   __shared__ T tile_a[kStep][kTile + 1];  // [k][row]
@@ -191,7 +189,7 @@ template <class T>
 void matmul_plain(const T* a, const T* b, T* out, int M, int N, int K, cudaStream_t stream) {
   if (M == 0 || N == 0) return;
   const dim3 block(32, 8);
-  const dim3 grid(ceil_div(N, block.x), ceil_div(M, block.y));
+  const dim3 grid(ceil_div<unsigned>(N, block.x), ceil_div<unsigned>(M, block.y));
   launch<plain<T>>({.grid = grid, .block = block, .stream = stream}, a, b, out, M, N, K);
 }
 

@@ -51,9 +51,10 @@ inline unsigned blocks_for(int64_t n) {
 
 /// f(i) for each i in [0, n). A grid-stride loop: any grid does any n, so that the grid can be what
 /// fills the GPU and not what n asks for. Neighbouring threads take neighbouring i: where f reads
-/// and writes element i of arrays, the 32 accesses of a warp are one of 128 bytes.
+/// and writes element i of arrays, the 32 accesses of a warp are one of 128 bytes. f is read where the
+/// launch put it: a copy of one with arrays would lie in memory, for registers have no index.
 template <class F>
-__global__ void for_each(int64_t n, F f) {
+__global__ void for_each(int64_t n, const __grid_constant__ F f) {
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += stride) f(i);
 }

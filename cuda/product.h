@@ -45,6 +45,18 @@ struct Store {
   }
 };
 
+/// A copy of a tensor in bfloat16, which is what Hopper's copy engine brings.
+class Shortened {
+ public:
+  Shortened(Backend& backend, const ConstView& x) : copy_(backend, x.numel()) {
+    backend.cast(x, {copy_.data(), DType::kBFloat16, x.shape});
+  }
+  const __nv_bfloat16* data() const { return copy_.data(); }
+
+ private:
+  Buffer<__nv_bfloat16> copy_;
+};
+
 inline int int_size(const char* op, int64_t size) {
   if (size > INT32_MAX)
     fail<ShapeError>("{}: a size of {} is over what the GPU's kernel counts", op, size);
@@ -66,8 +78,10 @@ void launch_product(Rung asked, const ProductSizes& s, int products, const A& a,
   }
   const LaunchConfig config{.grid = grid(kTile, kTile), .block = {kSide, kSide}};
   if constexpr (std::is_same_v<T, float>) {
-    if (rung == Rung::kTensorCores) {
-      return launch<wmma_product<A, B, Store<T>>>(config, s, a, b, out);
+    if (rung == Rung::kTensorCores || rung == Rung::kHopper) {
+      if (product_precision() == Precision::kBfloat16)
+        return launch<wmma_product<Bfloat16, A, B, Store<T>>>(config, s, a, b, out);
+      return launch<wmma_product<Tf32, A, B, Store<T>>>(config, s, a, b, out);
     }
   }
   launch<tiled_product<T, A, B, Store<T>>>(config, s, a, b, out);
@@ -96,6 +110,15 @@ struct SumChunks {
   }
 };
 
+/// The sum of chunks that compute(partial) computes, each of n numbers.
+template <class T, class Compute>
+void sum_chunks(Backend& backend, int chunks, int64_t n, T* out, const Compute& compute) {
+  if (chunks == 1) return compute(out);
+  const Buffer<T> partial(backend, chunks * n);
+  compute(partial.data());
+  launch_for_each(n, SumChunks<T>{partial.data(), out, chunks, n});
+}
+
 /// One product with a K so long, and so few outputs, that their tiles alone would leave most of a
 /// GPU idle: K is cut into chunks, and a second kernel adds up their products, in order. Where the
 /// cuts are depends on the sizes alone.
@@ -110,10 +133,9 @@ void long_product(Backend& backend, Rung rung, const char* op, int64_t M, int64_
   const int chunk = static_cast<int>(ceil_div(K, chunks));
   const ProductSizes s{int_size(op, M), int_size(op, N), int_size(op, K), chunk,
                        static_cast<int>(chunks)};
-  if (chunks == 1) return launch_product(rung, s, 1, a, b, Store<T>{out, M, N, nullptr});
-  const Buffer<T> partial(backend, chunks * M * N);
-  launch_product(rung, s, s.chunks, a, b, Store<T>{partial.data(), M, N, nullptr});
-  launch_for_each(M * N, SumChunks<T>{partial.data(), out, s.chunks, M * N});
+  sum_chunks(backend, s.chunks, M * N, out, [&](T* partial) {
+    launch_product(rung, s, s.chunks, a, b, Store<T>{partial, M, N, nullptr});
+  });
 }
 
 }  // namespace mutilde::cuda

@@ -12,17 +12,16 @@ namespace mutilde::cuda {
 
 constexpr int kTile = 64, kStep = 16, kSide = 16;  // kSide x kSide threads
 
-/// A tile holds the operand's numbers as they are.
+/// A factor as a tile holds it: here, as the operand gives it.
+template <class T>
 struct Exact {
-  template <class T>
-  __device__ T operator()(T x) const {
-    return x;
-  }
+  using Element = T;
+  static __device__ T of(T x) { return x; }
 };
 
 /// What a thread loads of each tile of an operand: along k, one k of four outers; else four k of one
 /// outer. So neighbouring threads read neighbours.
-template <class T, class Operand>
+template <class Factor, class Operand>
 class Loader {
  public:
   __device__ Loader(const Operand& x, int batch, int first, int outer_size) : x_(x) {
@@ -36,21 +35,22 @@ class Loader {
     }
   }
 
-  /// tile[k][outer] = round(element); zeros beyond the edges add nothing.
-  template <int pitch, class Round>
-  __device__ void load(int first_k, int end_k, T (&tile)[kStep][pitch], const Round& round) const {
+  /// tile[k][outer] = the element; zeros beyond the edges add nothing.
+  template <int pitch>
+  __device__ void load(int first_k, int end_k,
+                       typename Factor::Element (&tile)[kStep][pitch]) const {
     if constexpr (Operand::kAlongK) {
       const int k = first_k + k_;
       const auto inner = x_.inner(k);
       for (int i = 0; i < kPieces; ++i) {
         const bool inside = k < end_k && inside_[i];
-        tile[k_][column_ + i * kSide] = inside ? round(x_.at(outer_[i], inner)) : T{0};
+        tile[k_][column_ + i * kSide] = Factor::of(inside ? x_.at(outer_[i], inner) : 0);
       }
     } else {
       for (int i = 0; i < kPieces; ++i) {
         const int row = k_ + i * kStep / kPieces, k = first_k + row;
         const bool inside = k < end_k && inside_[0];
-        tile[row][column_] = inside ? round(x_.at(outer_[0], x_.inner(k))) : T{0};
+        tile[row][column_] = Factor::of(inside ? x_.at(outer_[0], x_.inner(k)) : 0);
       }
     }
   }
@@ -73,13 +73,13 @@ __global__ void __launch_bounds__(kSide* kSide) tiled_product(ProductSizes s, A 
   const int first_row = blockIdx.x % row_tiles * kTile, first_column = blockIdx.y * kTile;
   const int batch = product / s.chunks, chunk = product % s.chunks;
   const int end_k = min(s.K, (chunk + 1) * s.chunk);
-  const Loader<T, A> load_a(a, batch, first_row, s.M);
-  const Loader<T, B> load_b(b, batch, first_column, s.N);
+  const Loader<Exact<T>, A> load_a(a, batch, first_row, s.M);
+  const Loader<Exact<T>, B> load_b(b, batch, first_column, s.N);
   T sum[kPiece][kPiece] = {};
 
   for (int first_k = chunk * s.chunk; first_k < end_k; first_k += kStep) {
-    load_a.load(first_k, end_k, tile_a, Exact{});
-    load_b.load(first_k, end_k, tile_b, Exact{});
+    load_a.load(first_k, end_k, tile_a);
+    load_b.load(first_k, end_k, tile_b);
     __syncthreads();  // nobody multiplies before all is there
     for (int k = 0; k < kStep; ++k) {
       T piece_a[kPiece], piece_b[kPiece];

@@ -2,45 +2,61 @@
 //
 // A warp's instruction multiplies a 16 x 8 by an 8 x 16 matrix that its lanes hold together, and adds
 // to 16 x 16 sums in float32: 2,048 multiply-adds where the tiled rung's instruction does 32. The
-// factors are tf32: a float32 with 11 bits of fraction, to which they are rounded once, on their way
-// to shared memory.
+// factors are rounded once, on their way to shared memory: to tf32, a float32 with 11 bits of fraction,
+// or to bfloat16, which has 8, the range of a float32 and half its size; of it an instruction takes
+// twice the k. The product of two of either is exact in float32.
 //
 // Tiles and threads are the tiled rung's. The block's 8 warps share the 64 x 64 tile: each has 32
 // rows and 16 columns, two fragments of sums. A tile lies in shared memory with k first: read as a
-// matrix that is a's transpose (col_major), and b as it stands (row_major). Its rows are 4 numbers
-// longer than their data, for wmma wants them to begin at multiples of 16 bytes.
+// matrix that is a's transpose (col_major), and b as it stands (row_major). Its rows are 16 bytes
+// longer than their data: to them wmma wants a multiple of 16 bytes, and columns want another bank.
 //
 // What it leaves to a next rung: while a tile is copied nothing is multiplied, a lane loads 4 bytes
 // at a time, and a warp loads three fragments for two products.
 #pragma once
 
+#include <cuda_bf16.h>
 #include <mma.h>
 
 #include "cuda/product_tiled.h"
 
 namespace mutilde::cuda {
 
-struct ToTf32 {
-  __device__ float operator()(float x) const { return nvcuda::wmma::__float_to_tf32(x); }
+namespace wmma = nvcuda::wmma;
+
+struct Tf32 {
+  using Element = float;                   // in shared memory
+  using Fragment = wmma::precision::tf32;  // what wmma calls it
+  static constexpr int kDepth = 8;         // the k of an instruction
+  static __device__ float of(float x) { return wmma::__float_to_tf32(x); }
 };
 
-template <class A, class B, class Out>
-__global__ void __launch_bounds__(kSide* kSide) wmma_product(ProductSizes s, A a, B b, Out out) {
-  namespace wmma = nvcuda::wmma;
-  constexpr int kPitch = kTile + 4, kRows = 16, kDepth = 8, kFragments = 2;
+struct Bfloat16 {
+  using Element = __nv_bfloat16;
+  using Fragment = __nv_bfloat16;
+  static constexpr int kDepth = 16;
+  static __device__ __nv_bfloat16 of(float x) { return __float2bfloat16_rn(x); }
+};
+
+template <class Factor, class A, class B, class Out>
+__global__ void __launch_bounds__(kSide* kSide, 2) wmma_product(ProductSizes s, A a, B b, Out out) {
+  using Element = typename Factor::Element;
+  using Fragment = typename Factor::Fragment;
+  constexpr int kPitch = kTile + 16 / sizeof(Element), kOutPitch = kTile + 4;
+  constexpr int kRows = 16, kDepth = Factor::kDepth, kFragments = 2;
   union Tiles {  // a fragment of sums cannot be stored over an edge, so they go through here
     struct {
-      float a[kStep][kPitch], b[kStep][kPitch];
+      Element a[kStep][kPitch], b[kStep][kPitch];
     } in;
-    float out[kTile][kPitch];
+    float out[kTile][kOutPitch];
   };
   __shared__ __align__(32) Tiles tiles;
   const int row_tiles = ceil_div(s.M, kTile), product = blockIdx.x / row_tiles;
   const int first_row = blockIdx.x % row_tiles * kTile, first_column = blockIdx.y * kTile;
   const int batch = product / s.chunks, chunk = product % s.chunks;
   const int end_k = min(s.K, (chunk + 1) * s.chunk);
-  const Loader<float, A> load_a(a, batch, first_row, s.M);
-  const Loader<float, B> load_b(b, batch, first_column, s.N);
+  const Loader<Factor, A> load_a(a, batch, first_row, s.M);
+  const Loader<Factor, B> load_b(b, batch, first_column, s.N);
   const int thread = threadIdx.y * kSide + threadIdx.x, warp = thread / 32;
   const int warp_row = warp / 4 * kFragments * kRows, warp_column = warp % 4 * kRows;
 
@@ -48,16 +64,14 @@ __global__ void __launch_bounds__(kSide* kSide) wmma_product(ProductSizes s, A a
   for (auto& fragment : sum) wmma::fill_fragment(fragment, 0.0F);
 
   for (int first_k = chunk * s.chunk; first_k < end_k; first_k += kStep) {
-    load_a.load(first_k, end_k, tiles.in.a, ToTf32{});
-    load_b.load(first_k, end_k, tiles.in.b, ToTf32{});
+    load_a.load(first_k, end_k, tiles.in.a);
+    load_b.load(first_k, end_k, tiles.in.b);
     __syncthreads();
     for (int k = 0; k < kStep; k += kDepth) {
-      wmma::fragment<wmma::matrix_b, kRows, kRows, kDepth, wmma::precision::tf32, wmma::row_major>
-          fragment_b;
+      wmma::fragment<wmma::matrix_b, kRows, kRows, kDepth, Fragment, wmma::row_major> fragment_b;
       wmma::load_matrix_sync(fragment_b, &tiles.in.b[k][warp_column], kPitch);
       for (int i = 0; i < kFragments; ++i) {
-        wmma::fragment<wmma::matrix_a, kRows, kRows, kDepth, wmma::precision::tf32, wmma::col_major>
-            fragment_a;
+        wmma::fragment<wmma::matrix_a, kRows, kRows, kDepth, Fragment, wmma::col_major> fragment_a;
         wmma::load_matrix_sync(fragment_a, &tiles.in.a[k][warp_row + i * kRows], kPitch);
         wmma::mma_sync(sum[i], fragment_a, fragment_b, sum[i]);
       }
@@ -66,7 +80,7 @@ __global__ void __launch_bounds__(kSide* kSide) wmma_product(ProductSizes s, A a
   }
 
   for (int i = 0; i < kFragments; ++i) {
-    wmma::store_matrix_sync(&tiles.out[warp_row + i * kRows][warp_column], sum[i], kPitch,
+    wmma::store_matrix_sync(&tiles.out[warp_row + i * kRows][warp_column], sum[i], kOutPitch,
                             wmma::mem_row_major);
   }
   __syncthreads();

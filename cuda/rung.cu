@@ -2,9 +2,25 @@
 #include <cstring>
 
 #include "core/error.h"
+#include "cuda/hopper/hopper.h"
 #include "cuda/rung.h"
 
 namespace mutilde::cuda {
+
+Rung best_rung(DType dtype) {
+  const bool bfloat16 = product_precision() == Precision::kBfloat16;
+  if (dtype != DType::kFloat32 || !bfloat16) return Rung::kTiled;
+  return is_hopper() ? Rung::kHopper : Rung::kTensorCores;
+}
+
+Rung rung_for(DType dtype, Rung asked) {
+  const bool float32 = dtype == DType::kFloat32;
+  const bool bfloat16 = float32 && product_precision() == Precision::kBfloat16;
+  const bool has_it = asked == Rung::kHopper        ? bfloat16
+                      : asked == Rung::kTensorCores ? float32
+                                                    : asked != Rung::kAutomatic;
+  return has_it ? asked : best_rung(dtype);
+}
 
 Rung rung_named(const char* name) {
   constexpr struct {
@@ -13,11 +29,12 @@ Rung rung_named(const char* name) {
   } kNames[] = {{"auto", Rung::kAutomatic},
                 {"plain", Rung::kPlain},
                 {"tiled", Rung::kTiled},
-                {"wmma", Rung::kTensorCores}};
+                {"wmma", Rung::kTensorCores},
+                {"wgmma", Rung::kHopper}};
   for (const auto& known : kNames) {
     if (std::strcmp(name, known.name) == 0) return known.rung;
   }
-  fail<Error>("MUTILDE_CUDA_RUNG is '{}': auto, plain, tiled or wmma expected", name);
+  fail<Error>("MUTILDE_CUDA_RUNG is '{}': auto, plain, tiled, wmma or wgmma expected", name);
 }
 
 Rung rung_from_environment() {

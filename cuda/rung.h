@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/dtype.h"
+#include "core/precision.h"
 
 namespace mutilde::cuda {
 
@@ -10,23 +11,24 @@ enum class Rung {
   kAutomatic,    // best_rung()
   kPlain,        // product_plain.h, conv_plain.cu: a thread a number, all from global memory
   kTiled,        // product_tiled.h: tiles in shared memory, sums in registers
-  kTensorCores,  // product_wmma.h: factors rounded to tf32, tensor cores
+  kTensorCores,  // product_wmma.h: factors rounded to tf32, or to bfloat16 where that is asked for
+  kHopper,  // hopper/: bfloat16 alone, its own instructions; what it does not take goes to the one above
 };
 
-/// The fastest rung that keeps the digits of the type. Tensor cores multiply a float32 only after
-/// its fraction was cut from 24 to 11 bits (tf32). That is enough to train with, but it is another
-/// type: float32 means float32 here, as in PyTorch's matrix products, so that a GPU gives the CPU's
-/// numbers up to rounding. Tensor cores are for who asks for them.
-constexpr Rung best_rung(DType) { return Rung::kTiled; }
+/// The fastest rung that keeps the digits that are asked for (core/precision.h). Tensor cores multiply
+/// a float32 only after its fraction was cut from 24 to 11 bits (tf32) or 8 (bfloat16). That is enough
+/// to train with, but it is another type: float32 means float32 here, as in PyTorch's matrix products,
+/// so that a GPU gives the CPU's numbers up to rounding. Tensor cores are for who asks for them, by the
+/// rung's name or by bfloat16's.
+Rung best_rung(DType dtype);
 
-/// What is run for a rung that was asked for. Our tensor-core rung has no float64, which is there
-/// to check gradients and not to be fast.
-constexpr Rung rung_for(DType dtype, Rung asked) {
-  const bool has_it = asked != Rung::kTensorCores || dtype == DType::kFloat32;
-  return asked == Rung::kAutomatic || !has_it ? best_rung(dtype) : asked;
-}
+/// What is run for a rung that was asked for: the best one where that rung has no products of this type
+/// and precision. Of float64, which is there to check gradients and not to be fast, our tensor cores have
+/// none. (Asked for by name, plain and tiled multiply float32 as it is: where products may be of bfloat16
+/// they need not.)
+Rung rung_for(DType dtype, Rung asked);
 
-/// "auto", "plain", "tiled", "wmma". Throws Error for another text.
+/// "auto", "plain", "tiled", "wmma", "wgmma". Throws Error for another text.
 Rung rung_named(const char* name);
 
 /// What the environment variable MUTILDE_CUDA_RUNG names; kAutomatic where it is not set.

@@ -1,23 +1,14 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "core/address_sanitizer.h"
 #include "core/cpu/cpu_backend.h"
 #include "core/cpu/pages.h"
 
 namespace mutilde {
 
-#if defined(__SANITIZE_ADDRESS__)
-#define MUTILDE_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define MUTILDE_ASAN 1
-#endif
-#endif
-#ifdef MUTILDE_ASAN
-constexpr bool kCaches = false;  // it sees the end of a heap block, not of one cut from a segment
-#else
-constexpr bool kCaches = true;
-#endif
+// The address sanitizer sees the end of a heap block, not of one cut from a segment.
+constexpr bool kCaches = !kAsan;
 
 CpuBackend::CpuBackend()
     : allocator_(

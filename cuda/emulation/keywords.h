@@ -7,6 +7,8 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __align__(bytes) __attribute__((aligned(bytes)))
+// A kernel's argument that all threads read where the launch put it. Here each has a copy.
+#define __grid_constant__
 // How many threads a block may have and how many blocks should fit a multiprocessor: advice about
 // registers, of which there is no count here.
 #define __launch_bounds__(...)

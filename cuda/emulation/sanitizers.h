@@ -9,13 +9,7 @@
 #include <cstddef>
 #include <string>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define MUTILDE_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define MUTILDE_ASAN 1
-#endif
-#endif
+#include "core/address_sanitizer.h"
 #ifdef MUTILDE_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
@@ -26,12 +20,6 @@
 #endif
 
 namespace mutilde::emulation {
-
-#ifdef MUTILDE_ASAN
-inline constexpr bool kAsan = true;
-#else
-inline constexpr bool kAsan = false;
-#endif
 
 /// Before a jump to another stack. `saved` receives what finish_switch() needs once this stack runs
 /// again.

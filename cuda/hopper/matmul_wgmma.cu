@@ -1,7 +1,6 @@
 // Rung 4 of the ladder of matrix products (matmul_ladder.cu has 1 to 3): Hopper's copy engine and
 // wgmma. wgmma.h tells what is gained and why, and has all but which tiles are copied: a's rows run
 // along k, b's along the columns, as the matrices lie in memory.
-#include "cuda/hopper/matmul_wgmma.h"
 #include "cuda/hopper/wgmma.h"
 
 namespace mutilde::cuda {
@@ -14,7 +13,7 @@ __global__ void __launch_bounds__(kThreads)
            float* __restrict__ out, int M, int N, int K) {
   Shared& shared = shared_memory();
   const int first_row = blockIdx.y * kRows, first_column = blockIdx.x * kColumns;
-  const int steps = (K + kDepth - 1) / kDepth, group = threadIdx.x / kGroup;
+  const int steps = ceil_div(K, kDepth), group = threadIdx.x / kGroup;
   if (threadIdx.x == 0) init_barriers(shared);
   __syncthreads();
 
@@ -23,11 +22,11 @@ __global__ void __launch_bounds__(kThreads)
     return produce(shared, steps, [&](int step, Stage& stage, uint64_t* full) {
       copy_tile(a, first_row, step * kDepth, stage.a, full);
       copy_tile(b, step * kDepth, first_column, stage.b, full);
-      copy_tile(b, step * kDepth, first_column + 64, stage.b + kDepth * 64, full);
+      copy_tile(b, step * kDepth, first_column + 64, stage.b + kHalfTile, full);
     });
   }
   float sum[64] = {};
-  consume<LayoutB::kAlongColumns>(shared, group, steps, sum);
+  consume<Layout::kAlongK, Layout::kAlongOuter>(shared, group, steps, sum);
   store_sums(group, sum, [&](int tile_row, int tile_column, float2 pair) {
     const int row = first_row + tile_row, column = first_column + tile_column;
     if (row >= M || column >= N) return;
@@ -43,17 +42,18 @@ CUtensorMap matrix_map(const __nv_bfloat16* matrix, int rows, int columns, int b
 
 }  // namespace
 
+bool is_hopper() {
+  int device = 0, major = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+        "cudaDeviceGetAttribute");
+  return major == 9;
+}
+
 void matmul_wgmma(const __nv_bfloat16* a, const __nv_bfloat16* b, float* out, int M, int N, int K,
                   cudaStream_t stream) {
-  require_hopper("matmul_wgmma");
-  if (N % 8 != 0 || K % 8 != 0) {
-    fail<Error>("matmul_wgmma: N is {} and K is {}, multiples of 8 expected", N, K);
-  }
-  if (M == 0 || N == 0) return;
-  if (K == 0) {
-    return check(cudaMemsetAsync(out, 0, size_t(M) * N * sizeof(float), stream), "cudaMemsetAsync");
-  }
-  launch<matmul>({.grid = {unsigned(N + kColumns - 1) / kColumns, unsigned(M + kRows - 1) / kRows},
+  require("matmul_wgmma", matmul_wgmma_takes(M, N, K));
+  launch<matmul>({.grid = {unsigned(ceil_div(N, kColumns)), unsigned(ceil_div(M, kRows))},
                   .block = kThreads,
                   .shared_bytes = kSharedBytes,
                   .stream = stream},

@@ -27,7 +27,8 @@
 #include <cudaTypedefs.h>
 #include <cuda_bf16.h>
 
-#include "cuda/launch.h"
+#include "cuda/hopper/hopper.h"
+#include "cuda/parallel.h"
 
 namespace mutilde::cuda::hopper {
 
@@ -38,14 +39,14 @@ constexpr int kThreads = kGroups * kGroup + 32;
 constexpr int kInstructionDepth = 16;                     // k of one wgmma
 constexpr int kPattern = 8 * 64 * sizeof(__nv_bfloat16);  // bytes, of 8 swizzled rows
 
-/// How b's tile lies: rows of 64 k, one for each column of the product, as a's; or rows of 64
-/// columns, one for each k, in two slabs of which each is 64 columns wide.
-enum class LayoutB { kAlongK, kAlongColumns };
+/// How a factor's tile lies, with an outer index that counts rows of the product in a and columns in b:
+/// 128 rows of 64 k, one an outer; or 64 rows of 64 outers, one a k, for each half of the outers.
+enum class Layout { kAlongK, kAlongOuter };
 
 struct Stage {
-  __nv_bfloat16 a[kRows][kDepth];
-  __nv_bfloat16 b[kColumns * kDepth];
+  __nv_bfloat16 a[kRows * kDepth], b[kColumns * kDepth];
 };
+constexpr int kHalfTile = 64 * 64;  // elements
 struct Shared {
   Stage stages[kStages];
   uint64_t full[kStages], empty[kStages];
@@ -55,7 +56,7 @@ constexpr int kSharedBytes = sizeof(Shared) + kPattern;
 /// The block's, where patterns begin at multiples of their size.
 __device__ inline Shared& shared_memory() {
   const auto bytes = reinterpret_cast<uintptr_t>(dynamic_shared<unsigned char>());
-  return *reinterpret_cast<Shared*>((bytes + kPattern - 1) / kPattern * kPattern);
+  return *reinterpret_cast<Shared*>(ceil_div<uintptr_t>(bytes, kPattern) * kPattern);
 }
 
 __device__ inline uint32_t shared_address(const void* pointer) {
@@ -128,15 +129,31 @@ __device__ inline void copy_tile(const CUtensorMap& images, int n, int h, int w,
 
 // wgmma.
 
-/// `leading`, `stride`: bytes from slab to slab, and from pattern to pattern.
-__device__ inline uint64_t descriptor(const void* tile, int leading, int stride) {
-  constexpr uint64_t kSwizzle128 = 1;
-  return (shared_address(tile) & 0x3ffff) >> 4 | uint64_t(leading >> 4) << 16 |
-         uint64_t(stride >> 4) << 32 | kSwizzle128 << 62;
+/// Of the k from `k` on, and of the outers of a half, or from it on. The two distances are those from half to
+/// half (not read where a row is along k) and from pattern to pattern.
+template <Layout layout>
+__device__ uint64_t descriptor(const __nv_bfloat16* tile, int half, int k) {
+  constexpr uint64_t kSwizzle128 = 1, kHalfBytes = kHalfTile * sizeof(__nv_bfloat16);
+  const __nv_bfloat16* begin = tile + half * kHalfTile + (layout == Layout::kAlongK ? k : k * 64);
+  return (shared_address(begin) & 0x3ffff) >> 4 | kHalfBytes >> 4 << 16 |
+         uint64_t{kPattern >> 4} << 32 | kSwizzle128 << 62;
+}
+
+/// Between the fence and the wait, wgmma writes its sums while the program goes on. The compiler does not know
+/// that: to it they are there when the instruction is. This, an empty instruction that reads and writes all of
+/// them, is what it moves no use of a sum across.
+__device__ inline void pin(float (&sum)[64]) {
+  for (float& one : sum) asm volatile("" : "+f"(one)::"memory");
+}
+
+/// Until at most so many of the groups of instructions that were committed last are under way.
+template <int pending>
+__device__ void wait_for_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 }
 
 /// d += a b by a warpgroup: 64 x 16 by 16 x 128. The last two immediates: is a, is b transposed?
-template <LayoutB layout_b>
+template <Layout layout_a, Layout layout_b>
 __device__ void multiply(float (&d)[64], uint64_t a, uint64_t b) {
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
@@ -148,7 +165,7 @@ __device__ void multiply(float (&d)[64], uint64_t a, uint64_t b) {
       " %40, %41, %42, %43, %44, %45, %46, %47, "
       " %48, %49, %50, %51, %52, %53, %54, %55, "
       " %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, 1, 1, 1, 0, %66;"
+      "%64, %65, 1, 1, 1, %66, %67;"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
         "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
         "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
@@ -159,14 +176,15 @@ __device__ void multiply(float (&d)[64], uint64_t a, uint64_t b) {
         "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
         "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
         "+f"(d[63])
-      : "l"(a), "l"(b), "n"(layout_b == LayoutB::kAlongColumns ? 1 : 0));
+      : "l"(a), "l"(b), "n"(int{layout_a == Layout::kAlongOuter}),
+        "n"(int{layout_b == Layout::kAlongOuter}));
 }
 
 /// One thread, before all others go on.
 __device__ inline void init_barriers(Shared& shared) {
   for (int s = 0; s < kStages; ++s) {
     init_barrier(&shared.full[s], 1);
-    init_barrier(&shared.empty[s], kGroups * kGroup);
+    init_barrier(&shared.empty[s], kGroups * kGroup / 32);  // each warp of the consumers
   }
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");  // the engine sees them too
 }
@@ -182,26 +200,27 @@ __device__ void produce(Shared& shared, int steps, const Copy& copy) {
   }
 }
 
-/// A warpgroup: sum += rows 64 group .. of a, times b, of all steps.
-template <LayoutB layout_b>
+/// A warpgroup: sum += a's half `group` times b, of all steps. A step's products are asked for before
+/// those of the step before are waited for, so that the tensor cores have always work; a tile is given back
+/// one step late.
+template <Layout layout_a, Layout layout_b>
 __device__ void consume(Shared& shared, int group, int steps, float (&sum)[64]) {
+  pin(sum);
   for (int step = 0; step < steps; ++step) {
     const int s = step % kStages, round = step / kStages;
     const Stage& stage = shared.stages[s];
     wait(&shared.full[s], round % 2);
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
     for (int k = 0; k < kDepth; k += kInstructionDepth) {
-      const uint64_t a = descriptor(&stage.a[group * 64][k], 16, kPattern);
-      if constexpr (layout_b == LayoutB::kAlongK) {
-        multiply<layout_b>(sum, a, descriptor(&stage.b[k], 16, kPattern));
-      } else {
-        multiply<layout_b>(sum, a, descriptor(&stage.b[k * 64], sizeof(stage.b) / 2, kPattern));
-      }
+      multiply<layout_a, layout_b>(sum, descriptor<layout_a>(stage.a, group, k),
+                                   descriptor<layout_b>(stage.b, 0, k));
     }
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-    arrive(&shared.empty[s]);
+    wait_for_products<1>();
+    if (step > 0 && threadIdx.x % 32 == 0) arrive(&shared.empty[(step - 1) % kStages]);
   }
+  wait_for_products<0>();
+  pin(sum);
 }
 
 /// store(row, column, two sums) for what this thread of a consumer has of the block's tile: of each
@@ -257,13 +276,9 @@ CUtensorMap tensor_map(const __nv_bfloat16* array, const cuuint64_t (&sizes)[ran
   return map;
 }
 
-/// Throws Error unless the GPU has these instructions.
-inline void require_hopper(const char* what) {
-  int device = 0, major = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-        "cudaDeviceGetAttribute");
-  if (major != 9) fail<Error>("{}: the GPU is not of compute capability 9.0", what);
+inline void require(const char* what, bool takes_sizes) {
+  if (!is_hopper()) fail<Error>("{}: the GPU is not of compute capability 9.0", what);
+  if (!takes_sizes) fail<Error>("{}: the copy engine cannot copy rows of such sizes", what);
 }
 
 }  // namespace mutilde::cuda::hopper

@@ -115,11 +115,49 @@ std::string product_kernel(const char* name, DType dtype = DType::kFloat32) {
 TEST(CudaRungs, TheEnvironmentForcesOne) {
   EXPECT_THAT(product_kernel("plain"), HasSubstr("plain_product"));
   EXPECT_THAT(product_kernel("tiled"), HasSubstr("tiled_product"));
-  EXPECT_THAT(product_kernel("wmma"), HasSubstr("wmma_product"));
+  EXPECT_THAT(product_kernel("wmma"), HasSubstr("wmma_product<Tf32"));
   EXPECT_THAT(product_kernel("auto"), HasSubstr("tiled_product"));
   EXPECT_THAT(product_kernel("wmma", DType::kFloat64), HasSubstr("tiled_product"));
+  set_product_precision(Precision::kBfloat16);
+  EXPECT_THAT(product_kernel("auto"), HasSubstr("wmma_product<Bfloat16"));
+  EXPECT_THAT(product_kernel("auto", DType::kFloat64), HasSubstr("tiled_product"));
+  EXPECT_THAT(product_kernel("plain"), HasSubstr("plain_product"));
+  EXPECT_THAT(product_kernel("wgmma"), HasSubstr("wmma_product"));  // a 2 x 2 is too small for it
+  set_product_precision(Precision::kFloat32);
   EXPECT_THAT(error_of([] { product_kernel("fast"); }),
-              HasSubstr("MUTILDE_CUDA_RUNG is 'fast': auto, plain, tiled or wmma expected"));
+              HasSubstr("MUTILDE_CUDA_RUNG is 'fast': auto, plain, tiled, wmma or wgmma expected"));
+}
+
+// Emulated, plain kernels stand in for Hopper's (cuda/hopper/emulated.cpp): that they ran tells who was
+// asked.
+TEST(CudaRungs, HopperGetsWhatItsCopyEngineTakes) {
+  use_cuda();
+  set_product_precision(Precision::kBfloat16);
+  cuda::CudaBackend backend(0, cuda::Rung::kHopper);
+  const auto on_gpu = [](const Shape& shape) {
+    return Tensor::zeros(shape, DType::kFloat32, Device::cuda());
+  };
+  for (const int64_t C : {8, 7}) {
+    const Tensor x = on_gpu({1, 3, 3, C}), weight = on_gpu({8, 3, 3, C}),
+                 out = on_gpu({1, 3, 3, 8});
+    const auto expect_plain = [&](const char* name) {
+      EXPECT_THAT(std::string(last_kernel()), HasSubstr(C == 8 ? name : "wmma_product"));
+    };
+    backend.conv2d(x, weight, {}, {1, 1}, out);
+    expect_plain("Forward");
+    backend.conv2d_backward_input(out, weight, {1, 1}, x);
+    expect_plain("Forward");  // a convolution with the weight turned
+    backend.conv2d_backward_weight(x, out, {1, 1}, weight);
+    expect_plain("BackwardWeight");
+    const Tensor rows = on_gpu({1, 5, C}), right = on_gpu({1, C, 8}), product = on_gpu({1, 5, 8});
+    backend.matmul(rows, false, right, false, product);
+    expect_plain("plain<float>");
+    backend.matmul(rows, true, product, false, right);
+    expect_plain("BackwardWeight");
+    backend.matmul(product, false, right, true, rows);
+    expect_plain("Forward");
+  }
+  set_product_precision(Precision::kFloat32);
 }
 
 }  // namespace

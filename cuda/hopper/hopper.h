@@ -1,0 +1,41 @@
+// Rung 4 of matrix products and of the convolution, for GPUs of compute capability 9.0 (H100, H200):
+// bfloat16 factors, float32 sums. Compiled by nvcc, never run on a GPU yet. Where nvcc does not compile it,
+// emulated.cpp stands in for it.
+//
+// Arrays begin at multiples of 16 bytes, and so do their rows: the copy engine needs that. No size is 0.
+// Each function throws Error for what the one before it, _takes(), does not take, and on another GPU.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include "cuda/conv_plain.h"
+
+namespace mutilde::cuda {
+
+/// Does the current GPU have the instructions?
+bool is_hopper();
+
+/// out = a b as in matmul_ladder.h.
+inline bool matmul_wgmma_takes(int64_t M, int64_t N, int64_t K) {
+  return M > 0 && N > 0 && K > 0 && N % 8 == 0 && K % 8 == 0;
+}
+void matmul_wgmma(const __nv_bfloat16* a, const __nv_bfloat16* b, float* out, int M, int N, int K,
+                  cudaStream_t stream);
+
+/// out = conv2d(x, weight) + bias as in conv_plain.h, of N images; bias is float32 too.
+inline bool conv2d_wgmma_takes(const ConvSizes& s) {
+  return s.C > 0 && s.C_out > 0 && s.C % 8 == 0 && s.C_out % 2 == 0 && s.stride <= 2;
+}
+void conv2d_wgmma(const ConvSizes& s, int N, const __nv_bfloat16* x, const __nv_bfloat16* weight,
+                  const float* bias, float* out, cudaStream_t stream);
+
+/// partial: [chunks, C_out, kH, kW, C], parts that add up to the gradient of the weight.
+inline bool conv2d_backward_weight_wgmma_takes(const ConvSizes& s) {
+  return s.C > 0 && s.C_out > 0 && s.C % 8 == 0 && s.C_out % 8 == 0 && s.stride <= 2;
+}
+int conv2d_backward_weight_chunks(const ConvSizes& s, int N);
+void conv2d_backward_weight_wgmma(const ConvSizes& s, int N, const __nv_bfloat16* x,
+                                  const __nv_bfloat16* dout, float* partial, cudaStream_t stream);
+
+}  // namespace mutilde::cuda

@@ -1,0 +1,276 @@
+// Each rung of the ladder against the plain one, on sizes that fit no tile. (The table of ops holds
+// the rung that the library picks to the formulas, and so, through these tests, the plain one too.)
+#include <array>
+#include <cmath>
+
+#include <gtest/gtest.h>
+
+#include "core/op_cases.h"
+#include "core/ops/ops.h"
+#include "cuda/cuda_backend.h"
+#include "cuda/devices.h"
+#include "cuda/hopper/hopper.h"
+
+namespace mutilde::cuda {
+namespace {
+
+/// Products are computed so for as long as it lives.
+class PrecisionScope {
+ public:
+  explicit PrecisionScope(Precision precision) { set_product_precision(precision); }
+  ~PrecisionScope() { set_product_precision(before_); }
+  PrecisionScope(const PrecisionScope&) = delete;
+  PrecisionScope& operator=(const PrecisionScope&) = delete;
+
+ private:
+  Precision before_ = product_precision();
+};
+
+/// Makes an input from its shape and a number of its own.
+using Make = std::function<Tensor(const Shape&, uint64_t)>;
+
+/// Multiples of 1/8 in [-1, 1]: bfloat16 has them, and tf32, and a float32 all sums of up to 2^17 of
+/// their products, multiples of 1/64. So there is nothing to round, in whatever order one adds.
+Make exact_numbers(DType dtype) {
+  return [dtype](const Shape& shape, uint64_t seed) {
+    std::vector<double> values = uniform(shape, -8.5, 8.5, seed).to_vector<double>();
+    for (double& value : values) value = std::round(value) / 8;
+    return Tensor::from(shape, values).to(dtype).to(Device::cuda());
+  };
+}
+
+/// In [-1, 1], of the digits of a type.
+Make any_numbers(DType digits, DType dtype) {
+  return [=](const Shape& shape, uint64_t seed) {
+    return uniform(shape, -1, 1, seed).to(digits).to(dtype).to(Device::cuda());
+  };
+}
+
+/// What a backend computes of inputs that it asks for.
+using Compute = std::function<Tensor(Backend&, const Make&)>;
+
+std::vector<double> result(Rung rung, Precision precision, const Compute& compute,
+                           const Make& make) {
+  const PrecisionScope scope(precision);
+  CudaBackend backend(0, rung);
+  return compute(backend, make).to_vector<double>();
+}
+
+struct Variant {
+  Rung rung;
+  DType dtype;
+  Precision precision;
+};
+constexpr Variant kVariants[] = {{Rung::kTiled, DType::kFloat64, Precision::kFloat32},
+                                 {Rung::kTiled, DType::kFloat32, Precision::kFloat32},
+                                 {Rung::kTensorCores, DType::kFloat32, Precision::kFloat32},
+                                 {Rung::kTensorCores, DType::kFloat32, Precision::kBfloat16}};
+
+std::string name_of(const Variant& v) {
+  return fmt::format("{} on the {} rung, products of {}", name_of(v.dtype),
+                     v.rung == Rung::kTiled    ? "tiled"
+                     : v.rung == Rung::kHopper ? "Hopper's"
+                                               : "tensor cores'",
+                     v.precision == Precision::kBfloat16 ? "bfloat16" : "float32");
+}
+
+/// Hopper's kernels run on its GPUs, and emulated what stands in for them.
+bool runs([[maybe_unused]] Rung rung) {
+#ifdef __CUDACC__
+  return rung != Rung::kHopper || is_hopper();
+#else
+  return true;
+#endif
+}
+
+/// The rung gives the plain one's bits where nothing is rounded, so that no product may be missing,
+/// twice there or in another's place; and on other numbers what rounding allows. Each element is a sum
+/// of at most `terms` products of at most 1.
+void check_rung(const Variant& v, double terms, const Compute& compute) {
+  if (!runs(v.rung)) return;
+  const auto expect_plain = [&](const Make& make, double allowed) {
+    const auto expected = result(Rung::kPlain, Precision::kFloat32, compute, make);
+    const auto actual = result(v.rung, v.precision, compute, make);
+    ASSERT_EQ(actual.size(), expected.size());
+    for (size_t i = 0; i < actual.size(); ++i)
+      ASSERT_NEAR(actual[i], expected[i], allowed) << name_of(v) << " " << i;
+  };
+  expect_plain(exact_numbers(v.dtype), 0);
+  // Each rung rounds each product and each of the partial sums, which are below `terms`.
+  const double sums = terms * (terms + 1) * (v.dtype == DType::kFloat32 ? 0x1p-23 : 0x1p-52);
+  // And tensor cores both factors of each product to 11 or 8 bits, at most 1.
+  double factors = 0;
+  if (v.precision == Precision::kBfloat16) {
+    expect_plain(any_numbers(DType::kBFloat16, v.dtype), sums);
+    factors = 0x1p-9;
+  } else if (v.rung == Rung::kTensorCores) {
+    factors = 0x1p-12;
+  }
+  expect_plain(any_numbers(v.dtype, v.dtype), sums + terms * (2 * factors + factors * factors));
+}
+
+void check_rungs(double terms, const Compute& compute) {
+  use_cuda();
+  for (const Variant& v : kVariants) check_rung(v, terms, compute);
+}
+
+Tensor empty_like(const Tensor& x, const Shape& shape) {
+  return Tensor::empty(shape, x.dtype(), Device::cuda());
+}
+
+/// a: [batch, M, K], b: [batch, K, N].
+Compute product(int64_t batch, int64_t M, int64_t N, int64_t K, bool transpose_a,
+                bool transpose_b) {
+  return [=](Backend& backend, const Make& make) {
+    const Tensor a = make(transpose_a ? Shape{batch, K, M} : Shape{batch, M, K}, 1);
+    const Tensor b = make(transpose_b ? Shape{batch, N, K} : Shape{batch, K, N}, 2);
+    const Tensor out = empty_like(a, {batch, M, N});
+    backend.matmul(a, transpose_a, b, transpose_b, out);
+    return out;
+  };
+}
+
+Compute dense_layer(int64_t M, int64_t N, int64_t K) {
+  return [=](Backend& backend, const Make& make) {
+    const Tensor x = make({M, K}, 1), weight = make({N, K}, 2), bias = make({N}, 3);
+    const Tensor out = empty_like(x, {M, N});
+    backend.linear(x, weight, bias, out);
+    return out;
+  };
+}
+
+struct Convolution {
+  Shape x, weight, out;
+  Conv2dGeometry geometry;
+};
+
+Compute forward(const Convolution& conv) {
+  return [=](Backend& backend, const Make& make) {
+    const Tensor x = make(conv.x, 1), weight = make(conv.weight, 2);
+    const Tensor bias = make({conv.weight[0]}, 3), out = empty_like(x, conv.out);
+    backend.conv2d(x, weight, bias, conv.geometry, out);
+    return out;
+  };
+}
+
+Compute backward_input(const Convolution& conv) {
+  return [=](Backend& backend, const Make& make) {
+    const Tensor dout = make(conv.out, 1), weight = make(conv.weight, 2);
+    const Tensor dx = empty_like(dout, conv.x);
+    backend.conv2d_backward_input(dout, weight, conv.geometry, dx);
+    return dx;
+  };
+}
+
+Compute backward_weight(const Convolution& conv) {
+  return [=](Backend& backend, const Make& make) {
+    const Tensor x = make(conv.x, 1), dout = make(conv.out, 2);
+    const Tensor dweight = empty_like(x, conv.weight);
+    backend.conv2d_backward_weight(x, dout, conv.geometry, dweight);
+    return dweight;
+  };
+}
+
+TEST(CudaRungs, MatrixProductsAreThePlainOnes) {
+  for (const bool transpose_a : {false, true}) {
+    for (const bool transpose_b : {false, true})
+      check_rungs(37, product(2, 65, 70, 37, transpose_a, transpose_b));
+  }
+}
+
+// Three chunks, of 335, 335 and 333 k.
+TEST(CudaRungs, AProductInChunksIsThePlainOne) {
+  check_rungs(1003, product(1, 3, 5, 1003, false, false));
+}
+
+TEST(CudaRungs, DenseLayersAreThePlainOnes) { check_rungs(20, dense_layer(67, 33, 19)); }
+
+TEST(CudaRungs, ConvolutionsAndTheirGradientsAreThePlainOnes) {
+  const Convolution convolutions[] = {
+      {{2, 9, 7, 5}, {67, 3, 3, 5}, {2, 9, 7, 67}, {1, 1}},
+      {{1, 9, 11, 17}, {5, 3, 3, 17}, {1, 5, 6, 5}, {2, 1}},
+      {{3, 5, 6, 18}, {9, 1, 1, 18}, {3, 5, 6, 9}, {1, 0}},
+      {{2, 7, 5, 3}, {4, 1, 1, 3}, {2, 4, 3, 4}, {2, 0}},
+      // 627 pixels: the gradient of the weight is cut into two chunks, within a row of an image.
+      {{3, 19, 11, 2}, {3, 3, 3, 2}, {3, 19, 11, 3}, {1, 1}},
+  };
+  for (const Convolution& conv : convolutions) {
+    check_rungs(double(conv.weight.product(1, 4)) + 1, forward(conv));
+    check_rungs(double(conv.weight.product(0, 3)), backward_input(conv));
+    check_rungs(double(conv.out.product(0, 3)), backward_weight(conv));
+  }
+}
+
+constexpr Variant kHopper{Rung::kHopper, DType::kFloat32, Precision::kBfloat16};
+
+// Sizes that its copy engine takes: over, under and across its tiles of 128 and 64.
+TEST(CudaRungs, HoppersMatrixProductsAreThePlainOnes) {
+  use_cuda();
+  for (const auto [M, N, K] : {std::array{1, 8, 8}, {128, 128, 64}, {136, 200, 72}, {64, 8, 1000}})
+    for (const auto [transpose_a, transpose_b] :
+         {std::array{false, false}, {false, true}, {true, false}})
+      check_rung(kHopper, K, product(1, M, N, K, transpose_a, transpose_b));
+  check_rung(kHopper, 73, dense_layer(129, 34, 72));
+}
+
+TEST(CudaRungs, HoppersConvolutionsAreThePlainOnes) {
+  use_cuda();
+  const Convolution convolutions[] = {
+      {{3, 8, 8, 72}, {136, 3, 3, 72}, {3, 8, 8, 136}, {1, 1}},    // several images share a tile
+      {{2, 9, 11, 8}, {8, 3, 3, 8}, {2, 5, 6, 8}, {2, 1}},         // every other pixel
+      {{3, 17, 5, 136}, {64, 1, 1, 136}, {3, 17, 5, 64}, {1, 0}},  // an odd size
+      {{1, 3, 150, 8}, {16, 3, 3, 8}, {1, 3, 150, 16}, {1, 1}},    // wider than a tile
+      {{2, 6, 6, 8}, {6, 3, 3, 8}, {2, 4, 4, 6}, {1, 0}},  // the rung takes this one forward alone
+  };
+  for (const Convolution& conv : convolutions) {
+    check_rung(kHopper, double(conv.weight.product(1, 4)) + 1, forward(conv));
+    check_rung(kHopper, double(conv.weight.product(0, 3)), backward_input(conv));
+    check_rung(kHopper, double(conv.out.product(0, 3)), backward_weight(conv));
+  }
+}
+
+TEST(CudaRungs, HoppersKernelsRefuseWhatTheyCannotCopy) {
+  EXPECT_THROW(matmul_wgmma(nullptr, nullptr, nullptr, 8, 12, 8, nullptr), Error);
+  EXPECT_THROW(matmul_wgmma(nullptr, nullptr, nullptr, 8, 8, 7, nullptr), Error);
+  const ConvSizes channels{8, 8, 3, 8, 8, 8, 3, 3, 1, 1}, stride{9, 9, 8, 3, 3, 8, 3, 3, 3, 1};
+  for (const ConvSizes& s : {channels, stride}) {
+    EXPECT_THROW(conv2d_wgmma(s, 1, nullptr, nullptr, nullptr, nullptr, nullptr), Error);
+    EXPECT_THROW(conv2d_backward_weight_wgmma(s, 1, nullptr, nullptr, nullptr, nullptr), Error);
+  }
+}
+
+// 1 + 2^-8 is half way between 1 and its neighbour 1 + 2^-7, and the even one of the two is 1; 1 + 2^-7
+// has a product with itself that only float32 holds.
+TEST(CudaRungs, BothFactorsOfABfloat16ProductAreRoundedAndTheirProductIsNot) {
+  use_cuda();
+  for (const Rung rung : {Rung::kAutomatic, Rung::kTensorCores, Rung::kHopper}) {
+    if (!runs(rung)) continue;
+    for (const auto [a, b, product] : {std::array{1 + 0x1p-8, 1.0, 1.0},
+                                       {1.0, 1 + 0x1p-8, 1.0},
+                                       {1 + 0x1p-7, 1 + 0x1p-7, 1 + 0x1p-6 + 0x1p-14}}) {
+      const auto multiply = [a = a, b = b](Backend& backend, const Make&) {
+        const Tensor x = Tensor::full({1, 8, 8}, a, DType::kFloat32).to(Device::cuda());
+        std::vector<float> row(64);  // of y, the first; the others are zeros
+        std::fill_n(row.begin(), 8, static_cast<float>(b));
+        const Tensor y = Tensor::from({1, 8, 8}, row).to(Device::cuda());
+        const Tensor out = empty_like(x, {1, 8, 8});
+        backend.matmul(x, false, y, false, out);
+        return out;
+      };
+      EXPECT_EQ(result(rung, Precision::kBfloat16, multiply, {}), std::vector(64, product));
+    }
+  }
+}
+
+TEST(CudaRungs, ProductsOfFloat64AreFloat64s) {
+  use_cuda();
+  const Compute multiply = dense_layer(3, 8, 40);
+  const Make any = any_numbers(DType::kFloat64, DType::kFloat64);
+  for (const Rung rung : {Rung::kAutomatic, Rung::kPlain, Rung::kTensorCores, Rung::kHopper}) {
+    EXPECT_EQ(result(rung, Precision::kBfloat16, multiply, any),
+              result(rung, Precision::kFloat32, multiply, any));
+  }
+}
+
+}  // namespace
+}  // namespace mutilde::cuda
