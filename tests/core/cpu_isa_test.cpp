@@ -45,7 +45,8 @@ std::vector<std::vector<float>> results(const Shape& shape, const Kernel& kernel
 }
 
 TEST(CpuIsas, EachHasVectorsOfItsWidth) {
-  const std::map<std::string, int> bytes = {{"plain", 16}, {"avx2", 32}, {"avx512", 64}, {"avx512bf16", 64}};
+  const std::map<std::string, int> bytes = {
+      {"plain", 16}, {"avx2", 32}, {"avx512", 64}, {"avx512bf16", 64}};
   for (const CpuIsa& isa : cpu_isas()) {
     const auto expected = bytes.find(isa.name);
     if (expected != bytes.end()) {
