@@ -48,7 +48,7 @@ void Block::run_threads() {
   const int warps = (threads + kWarpSize - 1) / kWarpSize;
   do {
     for (int i = 0; i < warps; ++i) run_warp(in_order(i, warps) * kWarpSize);
-  } while (release_barrier());
+  } while (release_conditions() || release_barrier());
 }
 
 void Block::run_warp(int first) {
@@ -126,13 +126,39 @@ void Block::wait_in_warp(const WarpCall& call, unsigned mask, void* payload, Cal
   wait(State::kInWarpCall, site);
 }
 
+void Block::wait_until(bool (*ready)(const void*, unsigned), const void* about, unsigned argument,
+                       const char* call, CallSite site) {
+  if (ready(about, argument)) return;
+  Thread& thread = threads_[current_];
+  thread.ready = ready;
+  thread.about = about;
+  thread.argument = argument;
+  thread.condition = call;
+  wait(State::kUntil, site);
+}
+
+bool Block::release_conditions() {
+  bool released = false;
+  for (Thread& thread : threads_) {
+    if (thread.state != State::kUntil || !thread.ready(thread.about, thread.argument)) continue;
+    thread.state = State::kReady;
+    released = true;
+  }
+  return released;
+}
+
 /// Every thread of the block must come to a barrier, and to the same one. Hardware counts arrivals,
 /// so that two barriers in two branches pass for one, and on recent GPUs threads that have returned
 /// are not waited for. The programming guide allows neither.
 bool Block::release_barrier() {
   const auto waits = [](const Thread& thread) { return thread.state == State::kAtBarrier; };
   const auto first = std::find_if(threads_.begin(), threads_.end(), waits);
-  if (first == threads_.end()) return false;  // all have returned
+  if (first == threads_.end()) {
+    for (int thread = 0; thread < static_cast<int>(threads_.size()); ++thread) {
+      if (threads_[thread].state != State::kReturned) fail_waiting(thread, "what does not come");
+    }
+    return false;
+  }
   const auto absent = std::find_if(threads_.begin(), threads_.end(), [&](const Thread& thread) {
     return !waits(thread) || thread.site != first->site;
   });
@@ -197,6 +223,7 @@ bool Block::complete_warp_calls() {
   const unsigned wanted = one.call->lanes == Lanes::kNamed ? one.mask : one.mask & alive;
   const int absent = std::countr_zero(wanted & ~same_call(lane));
   const int thread = warp_first_ + absent;
+  if (absent < warp_size_ && threads_[thread].state == State::kUntil) return false;  // it may come
   fail_waiting(warp_first_ + lane,
                absent >= warp_size_
                    ? fmt::format("lane {}, which the block does not have", absent)
@@ -219,6 +246,8 @@ std::string Block::what_it_does(int thread) const {
     case State::kInWarpCall:
       return fmt::format("waits in {}(mask {:#010x}), {},", one.call->name, one.mask,
                          one.site.to_string());
+    case State::kUntil:
+      return fmt::format("waits in {}, {},", one.condition, one.site.to_string());
     default:
       return "is running";
   }

@@ -6,6 +6,7 @@
 // keeps its stack: it is a fiber, and the next thread starts on another one.
 //
 //   run():       every warp runs until all its lanes have returned or wait at a barrier;
+//                threads that wait for a condition that has come true go on;
 //                if every thread of the block waits at the same barrier, all go on; repeat.
 //   run_warp():  every lane runs until it returns or waits;
 //                warp calls whose lanes have all come are completed and their lanes go on; repeat.
@@ -56,12 +57,15 @@ class Block {
   void wait_at_barrier(CallSite site);
   /// Waits until the others have made the same call with the same mask.
   void wait_in_warp(const WarpCall& call, unsigned mask, void* payload, CallSite site);
+  /// Waits until ready(about, argument) is true. `call` is what it is called in messages.
+  void wait_until(bool (*ready)(const void*, unsigned), const void* about, unsigned argument,
+                  const char* call, CallSite site);
   void* dynamic_shared_memory() { return shared_.get(); }
   size_t dynamic_shared_bytes() const { return launch_->shared_bytes; }
   std::string where() const;  // "reduce: block (0,0,0), thread (3,0,0)"
 
  private:
-  enum class State : uint8_t { kNotStarted, kReady, kAtBarrier, kInWarpCall, kReturned };
+  enum class State : uint8_t { kNotStarted, kReady, kAtBarrier, kInWarpCall, kUntil, kReturned };
 
   struct Thread {
     State state = State::kNotStarted;
@@ -71,6 +75,10 @@ class Block {
     const WarpCall* call = nullptr;
     unsigned mask = 0;
     void* payload = nullptr;
+    bool (*ready)(const void*, unsigned) = nullptr;
+    const void* about = nullptr;
+    unsigned argument = 0;
+    const char* condition = "";
   };
 
   struct Free {
@@ -82,6 +90,7 @@ class Block {
   bool complete_warp_calls();
   unsigned same_call(int lane) const;
   unsigned lanes_with(State state) const;
+  bool release_conditions();
   bool release_barrier();
 
   void resume_or_start(int thread);

@@ -52,7 +52,7 @@ void check(const Launch& launch) {
   require(volume(launch.block) <= kMaxThreadsPerBlock, "the block",
           fmt::format("{} = {} threads", text(launch.block), volume(launch.block)),
           fmt::format("{}", kMaxThreadsPerBlock));
-  const size_t max_shared = options().shared_bytes_per_block;
+  const size_t max_shared = options().hopper ? 227 * 1024 : options().shared_bytes_per_block;
   require(launch.shared_bytes <= max_shared, "dynamic shared memory",
           fmt::format("{} bytes", launch.shared_bytes), fmt::format("{}", max_shared));
   if (Block::running() != nullptr) {

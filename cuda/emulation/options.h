@@ -20,6 +20,8 @@ struct Options {
   /// The least of the targets' limits (sm_86 and sm_89; sm_80 has 163 KiB, sm_90 and sm_100 have
   /// 227): what runs here fits all of them.
   size_t shared_bytes_per_block = 99 * 1024;
+  /// The GPU is a Hopper (sm_90): it has the instructions of cuda/hopper, and its own limit.
+  bool hopper = false;
   /// No single block of memory can be larger. (What is in use does not count.)
   size_t memory_bytes = size_t{16} << 30;
   /// What cudaGetDeviceCount says; unless it is success, there is no device.

@@ -149,6 +149,10 @@ cudaError_t cudaGetDevice(int* device) {
 cudaError_t cudaSetDevice(int device) {
   return result(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
 }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
+  *value = mutilde::emulation::options().hopper ? 9 : 8;
+  return result(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
+}
 cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 
 // NOLINTEND(readability-identifier-naming)

@@ -10,6 +10,9 @@
 #include "cuda/cuda_backend.h"
 #include "cuda/devices.h"
 #include "cuda/hopper/hopper.h"
+#ifndef __CUDACC__
+#include "tests/cuda/emulation/fault_testing.h"
+#endif
 
 namespace mutilde::cuda {
 namespace {
@@ -74,20 +77,29 @@ std::string name_of(const Variant& v) {
                      v.precision == Precision::kBfloat16 ? "bfloat16" : "float32");
 }
 
-/// Hopper's kernels run on its GPUs, and emulated what stands in for them.
-bool runs([[maybe_unused]] Rung rung) {
-#ifdef __CUDACC__
-  return rung != Rung::kHopper || is_hopper();
-#else
-  return true;
+/// Hopper's kernels run on its GPUs alone; emulated the GPU is what a test asks for.
+class GpuFor {
+ public:
+  explicit GpuFor(Rung rung) : rung_(rung) {  // the scope has saved the options
+#ifndef __CUDACC__
+    emulation::options().hopper = rung == Rung::kHopper;
 #endif
-}
+  }
+  bool is_here() const { return rung_ != Rung::kHopper || is_hopper(); }
+
+ private:
+  Rung rung_;
+#ifndef __CUDACC__
+  emulation::OptionsScope scope_;
+#endif
+};
 
 /// The rung gives the plain one's bits where nothing is rounded, so that no product may be missing,
 /// twice there or in another's place; and on other numbers what rounding allows. Each element is a sum
 /// of at most `terms` products of at most 1.
 void check_rung(const Variant& v, double terms, const Compute& compute) {
-  if (!runs(v.rung)) return;
+  const GpuFor gpu(v.rung);
+  if (!gpu.is_here()) return;
   const auto expect_plain = [&](const Make& make, double allowed) {
     const auto expected = result(Rung::kPlain, Precision::kFloat32, compute, make);
     const auto actual = result(v.rung, v.precision, compute, make);
@@ -230,6 +242,8 @@ TEST(CudaRungs, HoppersConvolutionsAreThePlainOnes) {
 }
 
 TEST(CudaRungs, HoppersKernelsRefuseWhatTheyCannotCopy) {
+  const GpuFor gpu(Rung::kHopper);
+  if (!gpu.is_here()) GTEST_SKIP() << "this GPU has no wgmma";
   EXPECT_THROW(matmul_wgmma(nullptr, nullptr, nullptr, 8, 12, 8, nullptr), Error);
   EXPECT_THROW(matmul_wgmma(nullptr, nullptr, nullptr, 8, 8, 7, nullptr), Error);
   const ConvSizes channels{8, 8, 3, 8, 8, 8, 3, 3, 1, 1}, stride{9, 9, 8, 3, 3, 8, 3, 3, 3, 1};
@@ -244,7 +258,8 @@ TEST(CudaRungs, HoppersKernelsRefuseWhatTheyCannotCopy) {
 TEST(CudaRungs, BothFactorsOfABfloat16ProductAreRoundedAndTheirProductIsNot) {
   use_cuda();
   for (const Rung rung : {Rung::kAutomatic, Rung::kTensorCores, Rung::kHopper}) {
-    if (!runs(rung)) continue;
+    const GpuFor gpu(rung);
+    if (!gpu.is_here()) continue;
     for (const auto [a, b, product] : {std::array{1 + 0x1p-8, 1.0, 1.0},
                                        {1.0, 1 + 0x1p-8, 1.0},
                                        {1 + 0x1p-7, 1 + 0x1p-7, 1 + 0x1p-6 + 0x1p-14}}) {

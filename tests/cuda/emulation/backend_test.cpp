@@ -128,34 +128,37 @@ TEST(CudaRungs, TheEnvironmentForcesOne) {
               HasSubstr("MUTILDE_CUDA_RUNG is 'fast': auto, plain, tiled, wmma or wgmma expected"));
 }
 
-// Emulated, plain kernels stand in for Hopper's (cuda/hopper/emulated.cpp): that they ran tells who was
-// asked.
 TEST(CudaRungs, HopperGetsWhatItsCopyEngineTakes) {
   use_cuda();
+  const OptionsScope scope;
+  options().hopper = true;
   set_product_precision(Precision::kBfloat16);
-  cuda::CudaBackend backend(0, cuda::Rung::kHopper);
+  cuda::CudaBackend backend(0, cuda::Rung::kAutomatic);
   const auto on_gpu = [](const Shape& shape) {
     return Tensor::zeros(shape, DType::kFloat32, Device::cuda());
   };
   for (const int64_t C : {8, 7}) {
     const Tensor x = on_gpu({1, 3, 3, C}), weight = on_gpu({8, 3, 3, C}),
                  out = on_gpu({1, 3, 3, 8});
-    const auto expect_plain = [&](const char* name) {
-      EXPECT_THAT(std::string(last_kernel()), HasSubstr(C == 8 ? name : "wmma_product"));
+    const auto expect_kernel = [&](const std::string& name) {
+      const std::string kernel(last_kernel());
+      EXPECT_TRUE(C == 8 ? kernel.ends_with("::" + name)
+                         : kernel.find("wmma_product") != kernel.npos)
+          << kernel << ", not " << name;
     };
     backend.conv2d(x, weight, {}, {1, 1}, out);
-    expect_plain("Forward");
+    expect_kernel("conv");
     backend.conv2d_backward_input(out, weight, {1, 1}, x);
-    expect_plain("Forward");  // a convolution with the weight turned
+    expect_kernel("conv");  // with the weight turned
     backend.conv2d_backward_weight(x, out, {1, 1}, weight);
-    expect_plain("BackwardWeight");
+    expect_kernel("conv_backward_weight");
     const Tensor rows = on_gpu({1, 5, C}), right = on_gpu({1, C, 8}), product = on_gpu({1, 5, 8});
     backend.matmul(rows, false, right, false, product);
-    expect_plain("plain<float>");
+    expect_kernel("matmul");
     backend.matmul(rows, true, product, false, right);
-    expect_plain("BackwardWeight");
+    expect_kernel("conv_backward_weight");
     backend.matmul(product, false, right, true, rows);
-    expect_plain("Forward");
+    expect_kernel("conv");
   }
   set_product_precision(Precision::kFloat32);
 }
