@@ -52,6 +52,7 @@ class Site:
         self.sources = Sources(root)
         self.markup = Markup(self.sources)
         self.root, self.build, self.playground = pathlib.Path(root), pathlib.Path(build), playground
+        self.sources.has_playground = bool(playground)
         self.pages, self.search = {}, []
         self.derivations = {}  # equation -> (rank, order, address, tutorial's title)
 

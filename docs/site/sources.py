@@ -34,6 +34,7 @@ class Sources:
         listed = subprocess.run(["git", "-c", f"safe.directory={root}", "-C", root, "ls-files", "--cached", "--others",
                                  "--exclude-standard"], capture_output=True, text=True, check=True).stdout.split("\n")
         self.root = pathlib.Path(root)
+        self.has_playground = False
         self.files = {path for path in listed if path and (self.root / path).is_file()}
         self.folders = {str(parent) for path in self.files for parent in pathlib.PurePath(path).parents} - {"."}
         self.text, self.symbols, self.words = {}, defaultdict(list), set()
@@ -92,6 +93,8 @@ class Sources:
             return f"/tutorials/{name}.html"
         special = {"README.md": "/index.html", "CONTRIBUTING.md": "/contributing.html",
                    "tutorials/README.md": "/tutorials/index.html"}
+        if path == "playground/README.md" and self.has_playground:
+            return "/playground/index.html"
         if path in special or re.fullmatch(r"docs/[\w-]+\.md", path):
             return special.get(path, f"/{pathlib.Path(path).stem}.html")
         if path in self.text:
@@ -126,6 +129,8 @@ class Sources:
             return None, "." not in first and all(self.known(word) for word in re.findall(r"\w+", first))
         if flag := re.match(r"--([\w-]+)", text):
             return self.flags.get(flag[0]), flag[0] in self.flags or flag[1] in self.words
+        if re.fullmatch(r"[A-Z]\w+\.[A-Z]\w+", text) and (place := self.find(text)):  # a test
+            return self.line(place), True
         if name := re.fullmatch(r"(~?\w[\w:]*)(\(.*\))?", text):
             if place := self.find(name[1]):
                 return self.line(place), True
