@@ -14,6 +14,14 @@ constexpr int64_t kT = 1000;
 
 double max_abs_difference(const Tensor& a, const Tensor& b) { return max(abs(a - b)).item(); }
 
+/// The root of the mean square of a - b, added up in one order on every machine.
+double distance(const Tensor& a, const Tensor& b) {
+  double squares = 0;
+  const std::vector<double> differences = (a - b).to_vector<double>();
+  for (double d : differences) squares += d * d;
+  return std::sqrt(squares / static_cast<double>(differences.size()));
+}
+
 double at(const Tensor& table, int64_t t) { return table.values<double>()[static_cast<size_t>(t)]; }
 
 std::vector<int64_t> timesteps_to_use(int steps) {
@@ -71,6 +79,9 @@ ForwardResult run_forward(const Tensor& x_0, const ForwardControls& controls) {
   result.mu_tilde_x_0_t = at(schedule.mu_tilde_x_0, controls.t);
   result.max_cut = max_abs_difference(result.x_0_hat, x_0_clipped);
   result.max_difference = max_abs_difference(result.mu_tilde, result.mu_theta);
+  const Tensor right = q_posterior_mean(schedule, x_0, result.x_t, t);
+  result.mu_tilde_error = distance(result.mu_tilde, right);
+  result.mu_theta_error = distance(result.mu_theta, right);
   return result;
 }
 

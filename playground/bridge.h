@@ -37,6 +37,8 @@ struct ForwardResult {
   double mu_tilde_x_0_t = 0;                    // eq. 11's coefficient of x_0
   double max_cut = 0;                           // max |x_0_hat - x_0_clipped|; 0 without clipping
   double max_difference = 0;                    // max |mu_tilde - mu_theta|
+  // How far each is from eq. 11 with x_0 itself: the root of the mean square.
+  double mu_tilde_error = 0, mu_theta_error = 0;
 };
 
 /// x_0: [1, H, W, C], float32. Throws Error for a schedule or a t that there is not.

@@ -142,7 +142,8 @@ async def page_forward(page, controls):
         controls: {json.dumps(controls)}}});
       return {{x_0: [...pixels], x_t: [...result.x_t], x_0_hat: [...result.x_0_hat],
         mu_tilde: [...result.mu_tilde], mu_theta: [...result.mu_theta],
-        max_difference: result.max_difference}};
+        max_difference: result.max_difference, mu_tilde_error: result.mu_tilde_error,
+        mu_theta_error: result.mu_theta_error}};
     }})""")
 
 
@@ -200,6 +201,8 @@ async def check_numbers(page, arguments):
                  **controls} for controls, answer in zip(FORWARD, from_page)]
     for controls, here, there in zip(FORWARD, from_page, native(arguments.native, arguments.model, requests)):
         expect(here == there, f"forward, bit for bit as the native program: {controls}")
+        if controls["clip"]:
+            expect(here["mu_tilde_error"] < here["mu_theta_error"], "and clipping brings its mean nearer to the right")
 
     # Sampling calls exp, cos and sin, whose last digits differ between the two C libraries; so does the order of
     # rounding in `mutilde sample`, which may fuse multiplications and additions. How much rounding moves a sample

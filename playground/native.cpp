@@ -29,7 +29,9 @@ json forward(const json& request) {
           {"x_0_hat", result.x_0_hat.to_vector<float>()},
           {"mu_tilde", result.mu_tilde.to_vector<float>()},
           {"mu_theta", result.mu_theta.to_vector<float>()},
-          {"max_difference", result.max_difference}};
+          {"max_difference", result.max_difference},
+          {"mu_tilde_error", result.mu_tilde_error},
+          {"mu_theta_error", result.mu_theta_error}};
 }
 
 json sample(const json& request, const LoadedModel& model) {

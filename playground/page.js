@@ -234,6 +234,8 @@ class Forward {
     setText("n-max", short(result.x_0_range.max_abs));
     setText("n-outside", percent(result.x_0_range.share_outside));
     setText("n-difference", short(result.max_difference));
+    setText("n-mu-tilde-error", short(result.mu_tilde_error));
+    setText("n-mu-theta-error", short(result.mu_theta_error));
     setText("n-expected", short(expected));
     setText("verdict", this.verdict(controls, result));
   }

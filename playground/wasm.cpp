@@ -61,6 +61,8 @@ val forward(const val& x_0, int height, int width, int channels, const ForwardCo
   answer.set("mu_tilde_x_0_t", result.mu_tilde_x_0_t);
   answer.set("max_cut", result.max_cut);
   answer.set("max_difference", result.max_difference);
+  answer.set("mu_tilde_error", result.mu_tilde_error);
+  answer.set("mu_theta_error", result.mu_theta_error);
   return answer;
 }
 

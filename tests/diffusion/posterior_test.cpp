@@ -214,10 +214,10 @@ TEST_P(Posterior, TheRightMeanIsEq11AtTheAverageImage) {
       const double w = bell(noisy, std::sqrt(at.alpha_bar) * image, 1 - at.alpha_bar);
       images += w * image;
       image_weight += w;
-      // The sum over a grid is the integral to round-off: the bells are at least ten points wide, and
+      // The sum over a grid is the integral to round-off: the bells are at least five points wide, and
       // nine deviations of 1 from its ends.
-      for (int i = -10000; i <= 10000; ++i) {
-        const double x_prev = 1e-3 * i;
+      for (int i = -5000; i <= 5000; ++i) {
+        const double x_prev = 2e-3 * i;
         const double v = bell(x_prev, std::sqrt(at.alpha_bar_prev) * image, 1 - at.alpha_bar_prev) *
                          bell(noisy, std::sqrt(at.alpha) * x_prev, at.beta);
         prevs += v * x_prev;
