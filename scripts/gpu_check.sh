@@ -95,12 +95,12 @@ if [[ "${1:-}" == --build-only ]]; then
 fi
 if ! $failed; then
   stage tests 120 "$build/tests/cuda/cuda_tests" --gtest_brief=1
-  # A tiny network with all parts of the real one.
-  step=(--gtest_filter=CudaTrainer.AStepIsTheCpus)
+  # A tiny network with all parts of the real one; and products of each rung of the ladder.
+  step=--gtest_filter=CudaTrainer.AStepIsTheCpus
   if command -v compute-sanitizer >/dev/null; then
-    stage memcheck 90 compute-sanitizer --error-exitcode 1 "$build/tests/cuda/cuda_tests" "${step[@]}"
+    stage memcheck 90 compute-sanitizer --error-exitcode 1 "$build/tests/cuda/cuda_tests" "$step:CudaRungs.*"
     stage racecheck 90 compute-sanitizer --tool racecheck --error-exitcode 1 "$build/tests/cuda/cuda_tests" \
-      "${step[@]}"
+      "$step"
   else
     summary+=("| memcheck, racecheck | 0 | left out: there is no compute-sanitizer |")
   fi
