@@ -10,7 +10,7 @@ namespace mutilde {
 enum class Precision {
   kFloat32,
   /// A product may round its factors to bfloat16 (8 bits of mantissa); it adds in float32. Each backend
-  /// decides where that is the faster way, so that the error is at most 2^-8 of each term.
+  /// decides where that is the faster way. Each factor is off by at most 2^-8 of itself, a term by 2^-7.
   kBfloat16,
 };
 

@@ -44,6 +44,7 @@ int64_t packed_size(int64_t steps, int64_t N) {
 template <class F>
 void pack_panel(const Sum<F>* b, int64_t k_stride, int64_t n_stride, int64_t K, int64_t N,
                 int64_t column, F* panel) {
+  if (K == 0) return;  // there may be no b, of which no address may be formed then
   using V = simd::Vec<Sum<F>>;
   constexpr int64_t kLanes = simd::kLanes<F>, kTerms = Factor<F>::kTerms;
   const int64_t width = panel_width<F>(N - column);
