@@ -167,8 +167,7 @@ CommandLine bench_command_line(BenchFlags& flags) {
   line.add("--mode", flags.mode,
            "train: forward, loss, backward, optimiser; sample: x_t to x_{t-1}", "",
            {"train", "sample"});
-  line.add("--precision", flags.precision, kPrecisionHelp, "",
-           {std::begin(kPrecisions), std::end(kPrecisions)});
+  line.add("--precision", flags.precision, kPrecisionHelp, "", kPrecisions);
   line.add("--steps", flags.steps, "how many steps; the median counts");
   line.add("--batch_size", flags.settings.batch_size,
            "images in a batch; 0: 32, 16 and 4 for small, medium and cifar");

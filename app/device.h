@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "core/dtype.h"
 
@@ -16,7 +17,7 @@ Device find_device(const std::string& text);
 
 constexpr const char* kPrecisionHelp =
     "bf16: products may round their factors to bfloat16 where that is faster; all else is float32";
-constexpr const char* kPrecisions[] = {"fp32", "bf16"};
+inline const std::vector<std::string> kPrecisions = {"fp32", "bf16"};
 
 /// Sets product_precision() to one of kPrecisions; warns where that is slower.
 void use_precision(const std::string& text, Device device);

@@ -55,8 +55,7 @@ CommandLine sample_command_line(SampleFlags& flags) {
   line.add("--clip_denoised", flags.clip_denoised,
            "clip each predicted x_0 to the range of pixels");
   line.add("--device", flags.device, kDeviceHelp, "DEVICE");
-  line.add("--precision", flags.precision, kPrecisionHelp, "",
-           {std::begin(kPrecisions), std::end(kPrecisions)});
+  line.add("--precision", flags.precision, kPrecisionHelp, "", kPrecisions);
   line.add("--batch_size", flags.batch_size,
            "images at a time; changes the memory, not the images");
   line.add("--ema_rate", flags.ema_rate,

@@ -47,8 +47,7 @@ CommandLine train_command_line(TrainFlags& flags) {
            "folder, or from an earlier checkpoint in a new one that --out names",
            "CHECKPOINT");
   line.add("--device", flags.device, kDeviceHelp, "DEVICE");
-  line.add("--precision", flags.precision, kPrecisionHelp, "",
-           {std::begin(kPrecisions), std::end(kPrecisions)});
+  line.add("--precision", flags.precision, kPrecisionHelp, "", kPrecisions);
   line.add("--overwrite", flags.overwrite, "remove an earlier run from the folder");
   line.add("--save_interval", flags.run.save_interval,
            "steps between checkpoints; 0: only at the end");

@@ -1,5 +1,6 @@
 # One program for every x86-64: with MUTILDE_NATIVE=OFF, `core` holds the kernels of core/cpu four
-# times, compiled like the rest ("plain"), for AVX2, for AVX-512 and for AVX-512 with bfloat16. core/cpu_isa.cpp chooses at start.
+# times, compiled like the rest ("plain"), for AVX2, for AVX-512 and for AVX-512 with bfloat16.
+# core/cpu_isa.cpp chooses at start.
 # Other processors, and MUTILDE_NATIVE=ON, have them once.
 #
 # The trap: the four copies define the same functions, ours and those that they instantiate of std::,

@@ -15,8 +15,4 @@ void set_product_precision(Precision precision) {
   current.store(precision, std::memory_order_relaxed);
 }
 
-std::string_view name_of(Precision precision) {
-  return precision == Precision::kFloat32 ? "fp32" : "bf16";
-}
-
 }  // namespace mutilde

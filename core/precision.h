@@ -1,8 +1,6 @@
 // How products are computed: convolutions, dense layers and matrix products.
 #pragma once
 
-#include <string_view>
-
 namespace mutilde {
 
 /// Tensors hold float32 either way, the weights too (what others call master weights); norms, softmax
@@ -17,8 +15,5 @@ enum class Precision {
 /// The precision of products of float32 tensors, of the whole process. float64 is never rounded.
 Precision product_precision();
 void set_product_precision(Precision precision);
-
-/// "fp32" or "bf16".
-std::string_view name_of(Precision precision);
 
 }  // namespace mutilde

@@ -56,8 +56,8 @@ struct Head {
 /// The whole product on this thread, its B packed before.
 template <class T>
 void multiply_here(const Product<T>& product, const T* packed, bool accumulate = false) {
-  multiply_block<T>(product, packed, 0, product.M, 0, ceil_div(product.N, kTileColumns<T>),
-                    accumulate);
+  multiply_block(product, packed, 0, product.M, 0, ceil_div(product.N, kTileColumns<T>),
+                 accumulate);
 }
 
 template <class T>

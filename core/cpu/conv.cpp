@@ -454,13 +454,7 @@ void run_weight_gradient(const WeightGradient<T>& p, T* dweight) {
     }
   });
   if (splits == 1) return;
-  parallel_for(size, 16384, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      T sum = partials[i];
-      for (int64_t split = 1; split < splits; ++split) sum += partials[split * size + i];
-      dweight[i] = sum;
-    }
-  });
+  add_partials(partials, splits, s.C_out, p.K(), dweight, p.K());
 }
 
 /// Calls body(source) with the `rows` x `channels` numbers of `source`, or where product_precision()

@@ -162,18 +162,7 @@ void multiply_as(const Product<T>& p) {
         }
       }
     });
-    parallel_for(p.M, ceil_div(16384, p.N), [&](int64_t begin, int64_t end) {
-      for (int64_t m = begin; m < end; ++m) {
-        for (int64_t n = 0; n < p.N; ++n) {
-          T sum = partials[m * p.N + n];
-          for (int64_t split = 1; split < splits; ++split) {
-            sum += partials[split * size + m * p.N + n];
-          }
-          p.c[m * p.c_row + n] = sum;
-        }
-      }
-    });
-    return;
+    return add_partials(partials, splits, p.M, p.N, p.c, p.c_row);
   }
 
   F* packed = scratch<F>(Scratch::kPackedB, packed_size<F>(steps<F>(p.K), p.N));
@@ -210,8 +199,6 @@ template void multiply_block(const Product<float>&, const float*, int64_t, int64
                              int64_t, bool);
 template void multiply_block(const Product<double>&, const double*, int64_t, int64_t, int64_t,
                              int64_t, bool);
-template void multiply_block(const Product<simd::Bf16Pair>&, const simd::Bf16Pair*, int64_t,
-                             int64_t, int64_t, int64_t, bool);
 template void multiply(const Product<float>&);
 template void multiply(const Product<double>&);
 

@@ -118,6 +118,20 @@ struct Product {
   int64_t c_row;
 };
 
+/// to[m * row + n] = the sum over splits, in order, of partials[split][m][n].
+template <class T>
+void add_partials(const T* partials, int64_t splits, int64_t M, int64_t N, T* to, int64_t row) {
+  parallel_for(M, ceil_div(16384, std::max<int64_t>(N, 1)), [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) {
+      for (int64_t n = 0; n < N; ++n) {
+        T sum = partials[m * N + n];
+        for (int64_t split = 1; split < splits; ++split) sum += partials[(split * M + m) * N + n];
+        to[m * row + n] = sum;
+      }
+    }
+  });
+}
+
 /// All of it, on all threads (on this one within a parallel loop), in product_precision().
 template <class T>
 void multiply(const Product<T>& product);

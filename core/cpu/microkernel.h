@@ -93,7 +93,7 @@ inline void multiply_tile(const Runs& runs, int64_t a_step, int64_t b_step, cons
         const simd::Vec<F> x = simd::broadcast(a[r][at]);
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) {
-          sums[r][v] = simd::multiply_add(x, row[v], sums[r][v]);
+          sums[r][v] = simd::fma(x, row[v], sums[r][v]);
         }
       }
       at += a_step;

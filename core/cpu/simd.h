@@ -125,12 +125,8 @@ inline void store_bf16(uint16_t* to, Vec<float> x) {
   __builtin_memcpy(to, &halves, sizeof halves);
 }
 
-/// a * b + c for one step of a product: of a pair, both terms.
-inline Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) { return fma(a, b, c); }
-inline Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
-  return fma(a, b, c);
-}
-inline Vec<float> multiply_add(Vec<Bf16Pair> a, Vec<Bf16Pair> b, Vec<float> c) {
+/// a * b + c where the factors are pairs: both terms.
+inline Vec<float> fma(Vec<Bf16Pair> a, Vec<Bf16Pair> b, Vec<float> c) {
 #if defined(__AVX512BF16__)
   return (Vec<float>)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
 #else

@@ -191,7 +191,7 @@ void multiply_positions(int64_t C_src, int64_t C_dst, int64_t tiles, int64_t fir
                              nullptr,
                              products + e * products_pitch,
                              C_dst};
-    multiply_block<T>(product, packed + e * pitch, 0, tiles, 0, ceil_div(C_dst, kTileColumns<T>));
+    multiply_block(product, packed + e * pitch, 0, tiles, 0, ceil_div(C_dst, kTileColumns<T>));
   }
 }
 
@@ -303,7 +303,7 @@ void winograd_weight_gradient(int64_t N, int64_t H, int64_t W, int64_t C, int64_
     parallel_tasks(kPositions, [&](int64_t e) {
       const Product<T> product{C_out, C, count,   d + e * d_pitch,      1, C_out, nullptr,
                                0,     0, nullptr, sums + e * C_out * C, C};
-      multiply_block<T>(product, u + e * u_pitch, 0, C_out, 0, panels, first > 0);
+      multiply_block(product, u + e * u_pitch, 0, C_out, 0, panels, first > 0);
     });
   }
 
