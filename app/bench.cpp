@@ -27,35 +27,41 @@ namespace {
 
 struct BenchFlags {
   Settings settings;  // those on the command line
-  std::string preset = "small", mode = "train", precision = "fp32", picture;
+  std::string preset = "small", mode = "train", device = "cpu", precision = "fp32", picture;
   int64_t steps = 5;
   bool profile = false, shapes = false, serve = false;
 };
 
 /// A fixed batch of noise: what a step costs does not depend on its numbers.
 struct Batch {
-  Batch(const Settings& settings, Generator& random)
-      : x_t(random.normal({settings.batch_size, settings.image_size, settings.image_size,
-                           settings.image_channels})),
-        eps(random.normal(x_t.shape())),
-        t(random.integers({settings.batch_size}, settings.diffusion_steps)) {
+  Batch(const Settings& settings, Generator& random, Device device)
+      : x_t(random
+                .normal({settings.batch_size, settings.image_size, settings.image_size,
+                         settings.image_channels})
+                .to(device)),
+        eps(random.normal(x_t.shape()).to(device)),
+        t(random.integers({settings.batch_size}, settings.diffusion_steps).to(device)) {
     if (settings.small_size > 0) {
-      low_res = random.normal(
-          {settings.batch_size, settings.small_size, settings.small_size, settings.image_channels});
+      low_res = random
+                    .normal({settings.batch_size, settings.small_size, settings.small_size,
+                             settings.image_channels})
+                    .to(device);
     }
-    if (settings.class_cond) labels = random.integers({settings.batch_size}, settings.num_classes);
+    if (settings.class_cond)
+      labels = random.integers({settings.batch_size}, settings.num_classes).to(device);
   }
   Tensor x_t, eps, t, labels, low_res;
 };
 
 /// Forward, loss, backward, AdamW and one moving average.
-std::function<void()> training_step(const Settings& settings) {
+std::function<void()> training_step(const Settings& settings, Device device) {
   Generator random(1);
   const std::shared_ptr<UNet> unet = make_unet(settings, random);
+  unet->to(device);
   unet->train();
   const auto optimizer =
       std::make_shared<AdamW>(unet->named_parameters(), AdamWOptions{.ema_rates = {0.9999}});
-  return [=, batch = Batch(settings, random), C = settings.image_channels] {
+  return [=, batch = Batch(settings, random, device), C = settings.image_channels] {
     const Tensor output = unet->forward(batch.x_t, batch.t, batch.labels, batch.low_res);
     Tensor loss = mean_squared_error(slice_channels(output, 0, C), batch.eps);
     if (output.size(-1) == 2 * C) {  // the learned variance takes part
@@ -69,22 +75,49 @@ std::function<void()> training_step(const Settings& settings) {
 
 /// A forward pass without gradients, and the step from x_t to x_{t-1}: eq. 9 solved for x_0 halfway
 /// through the linear schedule, clipped, the posterior's mean, noise.
-std::function<void()> sampling_step(const Settings& settings) {
+std::function<void()> sampling_step(const Settings& settings, Device device) {
   auto random = std::make_shared<Generator>(1);
   const std::shared_ptr<UNet> unet = make_unet(settings, *random);
-  return [=, batch = Batch(settings, *random), C = settings.image_channels]() mutable {
+  unet->to(device);
+  return [=, batch = Batch(settings, *random, device), C = settings.image_channels]() mutable {
     const NoGrad no_grad;
     const Tensor output = unet->forward(batch.x_t, batch.t, batch.labels, batch.low_res);
     const Tensor x_0 = clamp(3.6 * batch.x_t - 3.5 * slice_channels(output, 0, C), -1, 1);
-    batch.x_t = 0.01 * x_0 + 0.99 * batch.x_t + 0.1 * random->normal(x_0.shape());
+    batch.x_t =
+        0.01 * x_0 + 0.99 * batch.x_t + 0.1 * random->normal(x_0.shape(), DType::kFloat32, device);
   };
 }
 
-double milliseconds(const std::function<void()>& run) {
+double milliseconds(const std::function<void()>& run, Device device) {
   const auto begin = std::chrono::steady_clock::now();
   run();
+  backend(device).synchronize();
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin)
       .count();
+}
+
+double best_ms(const std::function<void()>& run, Device device) {
+  double best = milliseconds(run, device);
+  for (int i = 0; i < 4; ++i) best = std::min(best, milliseconds(run, device));
+  return best;
+}
+
+// What the machine can do at most, measured now.
+
+/// Of a GPU it is what the largest of our own products reaches, for want of another way to measure it.
+double roof_gflops(Device device) {
+  if (device == Device::cpu()) return cpu_isa().kernels->peak_gflops(kernel_threads());
+  const NoGrad no_grad;
+  constexpr int64_t n = 8192;
+  const Tensor a = Generator(1).normal({n, n}, DType::kFloat32, device), b = a.clone();
+  return 2.0 * n * n * n / best_ms([&] { matmul(a, b, false, true); }, device) * 1e-6;
+}
+
+/// GB/s; of a GPU those of a copy.
+double roof_bandwidth(Device device) {
+  if (device == Device::cpu()) return peak_bandwidth(kernel_threads());
+  const Tensor from = Tensor::zeros({int64_t{1} << 28}, DType::kFloat32, device), to = from.clone();
+  return 2.0 * static_cast<double>(from.bytes()) / best_ms([&] { to.copy_(from); }, device) * 1e-6;
 }
 
 // The profile.
@@ -99,8 +132,8 @@ struct Profile {
   KernelProfile total;
 };
 
-Profile profile_of(const std::function<void()>& step, int64_t steps, bool shapes) {
-  const CpuProfiling profiling;
+Profile profile_of(const std::function<void()>& step, Device device, int64_t steps, bool shapes) {
+  const Profiling profiling(device);
   for (int64_t i = 0; i < steps; ++i) step();
   std::map<std::string, KernelProfile> by_name;
   Profile profile;
@@ -167,6 +200,7 @@ CommandLine bench_command_line(BenchFlags& flags) {
   line.add("--mode", flags.mode,
            "train: forward, loss, backward, optimiser; sample: x_t to x_{t-1}", "",
            {"train", "sample"});
+  line.add("--device", flags.device, kDeviceHelp, "DEVICE");
   line.add("--precision", flags.precision, kPrecisionHelp, "", kPrecisions);
   line.add("--steps", flags.steps, "how many steps; the median counts");
   line.add("--batch_size", flags.settings.batch_size,
@@ -200,8 +234,8 @@ Settings settings_of(const CommandLine& line, const BenchFlags& flags) {
 }
 
 /// What the share of the peak counts.
-double product_operations(const std::function<void()>& step) {
-  const CpuProfiling profiling;
+double product_operations(const std::function<void()>& step, Device device) {
+  const Profiling profiling(device);
   step();
   return profiling.noted().product_operations();
 }
@@ -213,38 +247,40 @@ int bench_command(const std::vector<std::string>& arguments) {
   CommandLine line = bench_command_line(flags);
   if (!line.parse(arguments)) return 0;
   const Settings settings = settings_of(line, flags);
-  use_precision(flags.precision, Device::cpu());
+  const Device device = find_device(flags.device);
+  use_precision(flags.precision, device);
 
   const std::function<void()> step =
-      flags.mode == "train" ? training_step(settings) : sampling_step(settings);
-  const double first_ms = milliseconds(step);
+      flags.mode == "train" ? training_step(settings, device) : sampling_step(settings, device);
+  const double first_ms = milliseconds(step, device);
   step();
-  const double operations = product_operations(step);
+  const double operations = product_operations(step, device);
+  const double gflops = roof_gflops(device);
   if (flags.serve) {
-    std::cout << "ready " << operations << " " << settings.batch_size << " "
-              << cpu_isa().kernels->peak_gflops(kernel_threads()) << std::endl;
+    std::cout << "ready " << operations << " " << settings.batch_size << " " << gflops << std::endl;
     for (std::string request; std::getline(std::cin, request);)
-      std::cout << milliseconds(step) << std::endl;
+      std::cout << milliseconds(step, device) << std::endl;
     return 0;
   }
   std::vector<double> times;
-  for (int64_t i = 0; i < flags.steps; ++i) times.push_back(milliseconds(step));
+  for (int64_t i = 0; i < flags.steps; ++i) times.push_back(milliseconds(step, device));
   std::nth_element(times.begin(), times.begin() + flags.steps / 2, times.end());
   const double ms = times[static_cast<size_t>(flags.steps / 2)];
-  const double gflops = cpu_isa().kernels->peak_gflops(kernel_threads());
-  const std::string title =
-      fmt::format("{}, {}, batch {}, {} threads, {}, {}", flags.preset, flags.mode,
-                  settings.batch_size, kernel_threads(), cpu_isa().name, flags.precision);
+  const std::string where = device == Device::cpu()
+                                ? fmt::format("{} threads, {}", kernel_threads(), cpu_isa().name)
+                                : device.to_string();
+  const std::string title = fmt::format("{}, {}, batch {}, {}, {}", flags.preset, flags.mode,
+                                        settings.batch_size, where, flags.precision);
   fmt::print(
       "{}\n{:.1f} ms a step (median of {}), {:.1f} images/s, {:.0f} % of the peak of {:.0f} "
       "GFLOP/s\nfirst step {:.0f} ms; tensors held {} at most\n",
       title, ms, flags.steps, static_cast<double>(settings.batch_size) / ms * 1e3,
       100 * operations / (ms * 1e6 * gflops), gflops, first_ms,
-      bytes_text(static_cast<double>(backend(Device::cpu()).memory_stats().peak_bytes)));
+      bytes_text(static_cast<double>(backend(device).memory_stats().peak_bytes)));
   if (!flags.profile) return 0;
 
-  const Profile profile = profile_of(step, flags.steps, flags.shapes);
-  const double bandwidth = peak_bandwidth(kernel_threads());
+  const Profile profile = profile_of(step, device, flags.steps, flags.shapes);
+  const double bandwidth = roof_bandwidth(device);
   print_profile(profile, flags.steps, ms, gflops, bandwidth);
   if (!flags.picture.empty()) {
     write_png(flags.picture, draw_profile(profile, flags.steps, gflops, bandwidth, title));

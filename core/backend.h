@@ -117,6 +117,7 @@ class Backend {
   virtual void copy(const void* from, void* to, size_t bytes) = 0;  // within the device
   virtual void copy_from_host(const void* host, void* device, size_t bytes) = 0;
   virtual void copy_to_host(const void* device, void* host, size_t bytes) = 0;
+  virtual void synchronize() = 0;  // waits until all that was asked for is done
 
   // Elementwise.
   virtual void fill(double value, View out) = 0;  // any dtype

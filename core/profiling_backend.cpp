@@ -42,21 +42,31 @@ double attention_product(const ConstView& qkv) {
   return 2 * N * T * T * C;
 }
 
-ProfilingBackend& cpu_profiler() {
-  static ProfilingBackend instance(backend(Device::cpu()));
+/// One a type of device, never destroyed: tensors that it allocated may outlive main.
+template <DeviceType type>
+ProfilingBackend& profiler(int index = 0) {
+  static auto& instance = *new ProfilingBackend(backend({type, index}));
   return instance;
 }
 
-Backend& make_cpu_profiler(int) { return cpu_profiler(); }
+template <DeviceType type>
+Backend& profiled_backend(int index) {
+  return profiler<type>(index);
+}
 
 }  // namespace
 
-CpuProfiling::CpuProfiling() {
-  cpu_profiler().clear();  // made before it is registered: it asks for the CPU's backend
-  before_ = register_backend(DeviceType::kCpu, make_cpu_profiler);
+Profiling::Profiling(Device device)
+    : profiler_(device.type == DeviceType::kCpu ? profiler<DeviceType::kCpu>()
+                                                : profiler<DeviceType::kCuda>(device.index)),
+      type_(device.type),
+      // Only now: the profiler asks for the backend that was registered before.
+      before_(register_backend(type_, type_ == DeviceType::kCpu
+                                          ? profiled_backend<DeviceType::kCpu>
+                                          : profiled_backend<DeviceType::kCuda>)) {
+  profiler_.clear();
 }
-CpuProfiling::~CpuProfiling() { register_backend(DeviceType::kCpu, before_); }
-const ProfilingBackend& CpuProfiling::noted() const { return cpu_profiler(); }
+Profiling::~Profiling() { register_backend(type_, before_); }
 
 double ProfilingBackend::product_operations() const {
   double sum = 0;
@@ -79,8 +89,10 @@ KernelProfile& KernelProfile::operator+=(const KernelProfile& other) {
 template <class Kernel>
 void ProfilingBackend::note(const char* kernel, std::string shapes, double operations, double bytes,
                             const Kernel& run) {
+  inner_.synchronize();
   const auto begin = std::chrono::steady_clock::now();
   run();
+  inner_.synchronize();
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
   profiles_[{kernel, std::move(shapes)}] += {1, took.count(), operations, bytes};
 }

@@ -19,8 +19,8 @@ struct KernelProfile {
   KernelProfile& operator+=(const KernelProfile& other);
 };
 
-/// For kernels that run to their end before they return, as the CPU's do. Not for several threads
-/// at once.
+/// Each kernel is waited for, on a GPU too, where that adds the time that a launch takes. Not for several
+/// threads at once.
 class ProfilingBackend final : public Backend {
  public:
   explicit ProfilingBackend(Backend& inner) : inner_(inner) {}
@@ -37,6 +37,7 @@ class ProfilingBackend final : public Backend {
   void release(void* data, size_t bytes) override { inner_.release(data, bytes); }
   MemoryStats memory_stats() const override { return inner_.memory_stats(); }
   void reset_peak_memory() override { inner_.reset_peak_memory(); }
+  void synchronize() override { inner_.synchronize(); }
   void copy(const void* from, void* to, size_t bytes) override;
   void copy_from_host(const void* host, void* device, size_t bytes) override;
   void copy_to_host(const void* device, void* host, size_t bytes) override;
@@ -95,17 +96,19 @@ class ProfilingBackend final : public Backend {
   std::map<std::pair<std::string, std::string>, KernelProfile> profiles_;
 };
 
-/// Puts a profiler in the place of the CPU's backend for as long as it lives. One at a time.
-class CpuProfiling {
+/// Puts a profiler in the place of a device's backend for as long as it lives. One at a time.
+class Profiling {
  public:
-  CpuProfiling();
-  ~CpuProfiling();
-  CpuProfiling(const CpuProfiling&) = delete;
-  CpuProfiling& operator=(const CpuProfiling&) = delete;
+  explicit Profiling(Device device);
+  ~Profiling();
+  Profiling(const Profiling&) = delete;
+  Profiling& operator=(const Profiling&) = delete;
 
-  const ProfilingBackend& noted() const;
+  const ProfilingBackend& noted() const { return profiler_; }
 
  private:
+  ProfilingBackend& profiler_;
+  DeviceType type_;
   MakeBackend before_;
 };
 

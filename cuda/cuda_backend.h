@@ -23,6 +23,7 @@ class CudaBackend final : public Backend {
   void copy(const void* from, void* to, size_t bytes) override;
   void copy_from_host(const void* host, void* device, size_t bytes) override;
   void copy_to_host(const void* device, void* host, size_t bytes) override;
+  void synchronize() override;
 
   // elementwise.cu
   void fill(double value, View out) override;

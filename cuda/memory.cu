@@ -63,5 +63,6 @@ void CudaBackend::copy_to_host(const void* device, void* host, size_t bytes) {
   // It waits for all kernels before, so that a fault in one of them shows here.
   check(cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost), "cuda: copy from the device");
 }
+void CudaBackend::synchronize() { check(cudaDeviceSynchronize(), "cuda: waiting for the device"); }
 
 }  // namespace mutilde::cuda

@@ -15,7 +15,7 @@ TEST(Profile, AProductCountsTwiceItsMultiplyAddsAndGivesWhatItGaveBefore) {
   Generator random(1);
   const Tensor a = random.normal({3, 5}), b = random.normal({5, 7});
   const Tensor plain = matmul(a, b);
-  const CpuProfiling profiled;
+  const Profiling profiled(Device::cpu());
   const Tensor product = matmul(a, b);
   EXPECT_TRUE(std::ranges::equal(product.values<float>(), plain.values<float>()));
   KernelProfile noted;
@@ -36,7 +36,7 @@ TEST(Profile, AForwardPassOfSmallTakes288MillionMultiplyAddsAndABackwardPassTwic
   const auto unet = make_unet(settings, random);
   unet->train();
   const Tensor x = random.normal({1, 32, 32, 3}), t = Tensor::full({1}, 500, DType::kInt64);
-  const CpuProfiling profiled;
+  const Profiling profiled(Device::cpu());
   const auto products = [&] { return profiled.noted().product_operations(); };
   const Tensor loss = mean(square(unet->forward(x, t)));
   const double forward = products();
