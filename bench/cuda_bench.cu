@@ -1,7 +1,10 @@
 // The ladder on this machine's GPU: TFLOP/s of each rung on a matrix product and on a convolution and
-// its gradients, and a step of training of each preset. scripts/gpu_check.sh runs it.
+// its gradients, and a step of training of each preset. scripts/gpu_check.sh runs it. With --layers: the
+// convolutions of the cifar preset.
 #include <algorithm>
 #include <functional>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include <fmt/format.h>
@@ -10,7 +13,6 @@
 #include "cuda/devices.h"
 #include "cuda/hopper/hopper.h"
 #include "cuda/launch.h"
-#include "cuda/matmul_ladder.h"
 #include "diffusion/trainer.h"
 
 namespace mutilde::bench {
@@ -54,21 +56,22 @@ struct NamedRung {
   const char* name;
   cuda::Rung rung;
   Precision precision = Precision::kFloat32;
+  DType dtype = DType::kFloat32;
 };
 constexpr NamedRung kRungs[] = {
     {"float32, plain", cuda::Rung::kPlain},
     {"float32, tiled", cuda::Rung::kTiled},
     {"float32 rounded to tf32, wmma", cuda::Rung::kTensorCores},
-    {"float32 rounded to bfloat16, wmma", cuda::Rung::kTensorCores, Precision::kBfloat16},
-    {"float32 rounded to bfloat16, wgmma and TMA", cuda::Rung::kHopper, Precision::kBfloat16}};
+    {"bfloat16, wmma", cuda::Rung::kTensorCores, Precision::kBfloat16, DType::kBFloat16},
+    {"bfloat16, wgmma and TMA", cuda::Rung::kHopper, Precision::kBfloat16, DType::kBFloat16}};
 
-/// Calls measure(backend, name) for each rung that this GPU has.
-void for_rungs(const std::function<void(Backend&, const char*)>& measure) {
-  for (const NamedRung& named : kRungs) {
-    if (named.rung == cuda::Rung::kHopper && !cuda::is_hopper()) continue;
-    set_product_precision(named.precision);
-    cuda::CudaBackend backend(0, named.rung);
-    measure(backend, named.name);
+/// Calls measure(backend, rung) for each rung that this GPU has.
+void for_rungs(const std::function<void(Backend&, const NamedRung&)>& measure) {
+  for (const NamedRung& rung : kRungs) {
+    if (rung.rung == cuda::Rung::kHopper && !cuda::is_hopper()) continue;
+    set_product_precision(rung.precision);
+    cuda::CudaBackend backend(0, rung.rung);
+    measure(backend, rung);
   }
   set_product_precision(Precision::kFloat32);
 }
@@ -77,50 +80,65 @@ void measure_matmul() {
   constexpr int n = 4096;
   constexpr double kOperations = 2.0 * n * n * n;
   const std::string name = fmt::format("matmul {0} x {0} x {0}", n);
-  const Tensor a = random({1, n, n}), b = random({1, n, n}), out = random({1, n, n});
-  for_rungs([&](Backend& backend, const char* rung) {
-    print_row(name.c_str(), rung, kOperations, [&] { backend.matmul(a, false, b, false, out); });
+  const Tensor a = random({1, n, n}), b = random({1, n, n});
+  for_rungs([&](Backend& backend, const NamedRung& rung) {
+    const Tensor in_a = a.to(rung.dtype), in_b = b.to(rung.dtype), out = in_a.clone();
+    print_row(name.c_str(), rung.name, kOperations,
+              [&] { backend.matmul(in_a, false, in_b, false, out); });
   });
-  const Tensor short_a = a.to(DType::kBFloat16), short_b = b.to(DType::kBFloat16);
-  const auto ladder = [&](const char* rung_name, auto multiply) {
-    print_row(name.c_str(), rung_name, kOperations, [&] {
-      multiply(static_cast<const __nv_bfloat16*>(short_a.raw()),
-               static_cast<const __nv_bfloat16*>(short_b.raw()), static_cast<float*>(out.raw()), n,
-               n, n, nullptr);
-    });
-  };
-  ladder("bfloat16, wmma", cuda::matmul_wmma);
-  if (cuda::is_hopper()) ladder("bfloat16, wgmma and TMA", cuda::matmul_wgmma);
 }
 
-void measure_conv(int64_t N, int64_t size, int64_t C, int64_t kernel, int64_t stride) {
-  const int64_t size_out = size / stride;
-  const Tensor x = random({N, size, size, C}), weight = random({C, kernel, kernel, C});
-  const Tensor bias = random({C}), dout = random({N, size_out, size_out, C});
-  const Tensor out = dout.clone(), dx = x.clone(), dweight = weight.clone();
-  const Conv2dGeometry geometry{stride, kernel / 2};
-  const double operations = 2.0 * static_cast<double>(out.numel() * kernel * kernel * C);
-  const std::string shape =
-      fmt::format("{0}x{0}, stride {1}, {2} x {3}x{3}, {4} channels", kernel, stride, N, size, C);
-  for_rungs([&](Backend& backend, const char* rung) {
-    print_row(("conv " + shape).c_str(), rung, operations,
-              [&] { backend.conv2d(x, weight, bias, geometry, out); });
-    print_row("gradient of its input", rung, operations,
-              [&] { backend.conv2d_backward_input(dout, weight, geometry, dx); });
-    print_row("gradient of its weight", rung, operations,
-              [&] { backend.conv2d_backward_weight(x, dout, geometry, dweight); });
+struct Layer {
+  int64_t N, size, C, C_out, kernel, stride;
+
+  int64_t size_out() const { return size / stride; }
+  double operations() const {
+    return 2.0 * static_cast<double>(N * size_out() * size_out() * C_out * kernel * kernel * C);
+  }
+};
+
+/// A convolution and its two gradients: report(what, call) for each.
+void run_layer(Backend& backend, const Layer& layer, DType dtype,
+               const std::function<void(const char*, const std::function<void()>&)>& report) {
+  const Tensor x = random({layer.N, layer.size, layer.size, layer.C}, dtype);
+  const Tensor weight = random({layer.C_out, layer.kernel, layer.kernel, layer.C});
+  const Tensor bias = random({layer.C_out}), dweight = weight.clone(), dx = x.clone();
+  const Tensor dout = random({layer.N, layer.size_out(), layer.size_out(), layer.C_out}, dtype);
+  const Tensor out = dout.clone();
+  const Conv2dGeometry geometry{layer.stride, layer.kernel / 2};
+  report("forward", [&] { backend.conv2d(x, weight, bias, geometry, out); });
+  report("input gradient", [&] { backend.conv2d_backward_input(dout, weight, geometry, dx); });
+  report("weight gradient", [&] { backend.conv2d_backward_weight(x, dout, geometry, dweight); });
+}
+
+void measure_conv(const Layer& layer) {
+  for_rungs([&](Backend& backend, const NamedRung& rung) {
+    run_layer(backend, layer, rung.dtype, [&](const char* what, const auto& call) {
+      const std::string name =
+          fmt::format("conv {0}x{0}, stride {1}, {2} x {3}x{3}, {4} channels, {5}", layer.kernel,
+                      layer.stride, layer.N, layer.size, layer.C, what);
+      print_row(name.c_str(), rung.name, layer.operations(), call);
+    });
   });
-  if (!cuda::is_hopper()) return;
-  const auto of = [](int64_t n) { return static_cast<int>(n); };
-  const cuda::ConvSizes s{of(size), of(size),   of(C),      of(size_out), of(size_out),
-                          of(C),    of(kernel), of(kernel), of(stride),   of(kernel / 2)};
-  const Tensor short_x = x.to(DType::kBFloat16), short_weight = weight.to(DType::kBFloat16);
-  print_row(("conv " + shape).c_str(), "bfloat16, wgmma and TMA", operations, [&] {
-    cuda::conv2d_wgmma(s, of(N), static_cast<const __nv_bfloat16*>(short_x.raw()),
-                       static_cast<const __nv_bfloat16*>(short_weight.raw()),
-                       static_cast<const float*>(bias.raw()), static_cast<float*>(out.raw()),
-                       nullptr);
-  });
+}
+
+/// The convolutions of the cifar preset at a batch of 128, in the way that the library picks: a line each,
+/// which bench/cuda_layers.py sets beside PyTorch's.
+void measure_layers() {
+  constexpr Layer kLayers[] = {
+      {128, 32, 128, 128, 3, 1}, {128, 32, 256, 128, 3, 1}, {128, 32, 256, 128, 1, 1},
+      {128, 32, 384, 128, 3, 1}, {128, 32, 128, 128, 3, 2}, {128, 16, 256, 256, 3, 1},
+      {128, 16, 512, 256, 3, 1}, {128, 16, 512, 256, 1, 1}, {128, 16, 256, 256, 3, 2},
+      {128, 8, 256, 256, 3, 1},  {128, 8, 512, 256, 3, 1},  {128, 4, 256, 256, 3, 1},
+      {128, 4, 512, 256, 3, 1},  {128, 32, 3, 128, 3, 1}};
+  set_product_precision(Precision::kBfloat16);
+  cuda::CudaBackend backend(0, cuda::Rung::kAutomatic);
+  for (const Layer& layer : kLayers) {
+    run_layer(backend, layer, DType::kBFloat16, [&](const char* what, const auto& call) {
+      fmt::print("{} {} {} {} {} {} | {} | {:.4f}\n", layer.N, layer.size, layer.C, layer.C_out,
+                 layer.kernel, layer.stride, what, median_ms(call));
+    });
+  }
 }
 
 void measure_training(const char* preset, int64_t batch) {
@@ -146,9 +164,9 @@ void measure_all() {
              gpu.multiProcessorCount);
   fmt::print("| product | rung | ms | TFLOP/s |\n|---|---|---|---|\n");
   measure_matmul();
-  measure_conv(32, 32, 128, 3, 1);
-  measure_conv(32, 32, 128, 3, 2);
-  measure_conv(32, 32, 128, 1, 1);
+  measure_conv({32, 32, 128, 128, 3, 1});
+  measure_conv({32, 32, 128, 128, 3, 2});
+  measure_conv({32, 32, 128, 128, 1, 1});
   fmt::print("\n| training step | batch | products | ms | images/s |\n|---|---|---|---|---|\n");
   measure_training("small", 128);
   measure_training("medium", 128);
@@ -158,11 +176,15 @@ void measure_all() {
 }  // namespace
 }  // namespace mutilde::bench
 
-int main() {
+int main(int count, char** arguments) {
   const mutilde::CudaDevices gpus = mutilde::use_cuda();
   if (gpus.count == 0) {
     fmt::print(stderr, "cuda_bench: {}\n", gpus.why_none);
     return 1;
   }
-  mutilde::bench::measure_all();
+  if (count == 2 && std::string_view(arguments[1]) == "--layers") {
+    mutilde::bench::measure_layers();
+  } else {
+    mutilde::bench::measure_all();
+  }
 }

@@ -20,7 +20,7 @@ void add_to(Tensor& sum, const Tensor& term, const char* op) {
     sum = term;
     return;
   }
-  if (sum.dtype() == DType::kBFloat16) {
+  if (sum.dtype() == DType::kBFloat16 && !backend(sum).has_bfloat16_kernels()) {
     fail<DTypeError>(
         "backward: cannot add up the bfloat16 cotangents of '{}', float32 or float64 "
         "is expected",

@@ -3,8 +3,8 @@
 //
 // Kernels take raw views (pointer, dtype, shape) of dense row-major data on their own device. They
 // know nothing of autograd, and they trust their callers: shapes and dtypes were checked by the op.
-// Every floating-point kernel takes float32 and float64; within one call all floating views share a
-// dtype unless a comment says otherwise. Every result is independent of the number of threads.
+// Every floating-point kernel takes float32 and float64, some of some backends bfloat16
+// (has_bfloat16_kernels); within one call all floating views share a dtype unless a comment says otherwise. Every result is independent of the number of threads.
 //
 // In a kernel the gradient of `x` is `dx` and the incoming one is `dout`.
 #pragma once
@@ -118,6 +118,12 @@ class Backend {
   virtual void copy_from_host(const void* host, void* device, size_t bytes) = 0;
   virtual void copy_to_host(const void* device, void* host, size_t bytes) = 0;
   virtual void synchronize() = 0;  // waits until all that was asked for is done
+
+  /// Do the kernels of what lies between a network's layers take bfloat16 too? These are the elementwise ones,
+  /// sums, layout, linear, conv2d, group_norm, attention, upsample_nearest and sum_pool, and the gradients
+  /// of all. Then x, out, dout and dx are bfloat16; weights, biases, scale_shift, statistics, sums and their
+  /// gradients are float32, as is all arithmetic.
+  virtual bool has_bfloat16_kernels() const = 0;
 
   // Elementwise.
   virtual void fill(double value, View out) = 0;  // any dtype

@@ -3,12 +3,13 @@
 
 namespace mutilde {
 
-/// Tensors hold float32 either way, the weights too (what others call master weights); norms, softmax
-/// and sums are float32.
+/// Parameters are float32 either way (what others call master weights), and so is the arithmetic of norms,
+/// softmax and sums.
 enum class Precision {
   kFloat32,
   /// A product may round its factors to bfloat16 (8 bits of mantissa); it adds in float32. Each backend
-  /// decides where that is the faster way. Each factor is off by at most 2^-8 of itself, a term by 2^-7.
+  /// decides where that is the faster way. Where a backend's kernels take them, a UNet's activations are
+  /// bfloat16 in memory too (Backend::has_bfloat16_kernels). Each factor is off by at most 2^-8 of itself, a term by 2^-7.
   kBfloat16,
 };
 

@@ -62,10 +62,10 @@ struct Patches {
     return {x + int64_t{n} * s.H * s.W * s.C, h * s.stride - s.padding, w * s.stride - s.padding};
   }
   __device__ Tap inner(int k) const { return {k, s.kW, s.C}; }
-  __device__ T at(const Window<T>& window, const Tap& tap) const {
+  __device__ Computed<T> at(const Window<T>& window, const Tap& tap) const {
     const int h = window.h + tap.kh, w = window.w + tap.kw;
     if (h < 0 || h >= s.H || w < 0 || w >= s.W) return 0;
-    return window.image[(int64_t{h} * s.W + w) * s.C + tap.c];
+    return number(window.image[(int64_t{h} * s.W + w) * s.C + tap.c]);
   }
 };
 
@@ -78,7 +78,9 @@ struct PatchesTransposed {
   using Outer = Tap;
   __device__ Tap outer(int, int k) const { return patches.inner(k); }
   __device__ Window<T> inner(int pixel) const { return patches.outer(0, pixel); }
-  __device__ T at(const Tap& tap, const Window<T>& window) const { return patches.at(window, tap); }
+  __device__ Computed<T> at(const Tap& tap, const Window<T>& window) const {
+    return patches.at(window, tap);
+  }
 };
 
 /// Element (pixel of the input, tap of an output channel): the gradient of the output that the
@@ -96,12 +98,12 @@ struct GradientPatches {
     return {dout + int64_t{n} * s.H_out * s.W_out * s.C_out, h + s.padding, w + s.padding};
   }
   __device__ Tap inner(int k) const { return {k, s.kW, s.C_out}; }
-  __device__ T at(const Window<T>& window, const Tap& tap) const {
+  __device__ Computed<T> at(const Window<T>& window, const Tap& tap) const {
     const int h = window.h - tap.kh, w = window.w - tap.kw;
     if (h < 0 || w < 0 || h % s.stride != 0 || w % s.stride != 0) return 0;
     const int h_out = h / s.stride, w_out = w / s.stride;
     if (h_out >= s.H_out || w_out >= s.W_out) return 0;
-    return window.image[(int64_t{h_out} * s.W_out + w_out) * s.C_out + tap.c];
+    return number(window.image[(int64_t{h_out} * s.W_out + w_out) * s.C_out + tap.c]);
   }
 };
 
@@ -120,26 +122,21 @@ struct WeightByInput {
   __device__ T at(int c, int64_t inner) const { return weight[inner + c]; }
 };
 
-/// The weight as the gradient of the input meets it where the stride is 1, as a convolution of dout: turned
-/// by half a turn, [C, kH, kW, C_out]. i counts out.
-struct TurnWeight {
-  const float* weight;
+/// dout with zeros between its pixels, for a convolution of stride 1. i counts packs of 8 channels of out.
+struct Dilate {
+  const Pack<__nv_bfloat16, 8>* dout;
+  Pack<__nv_bfloat16, 8>* out;
   ConvSizes s;
-  __nv_bfloat16* out;
+  int H, W;  // of out
   __device__ void operator()(int64_t i) const {
-    const int c_out = i % s.C_out, kw = i / s.C_out % s.kW, kh = i / s.C_out / s.kW % s.kH;
-    const int64_t c = i / s.C_out / s.kW / s.kH;
-    const int64_t tap = (int64_t{c_out} * s.kH + s.kH - 1 - kh) * s.kW + s.kW - 1 - kw;
-    out[i] = __float2bfloat16_rn(weight[tap * s.C + c]);
+    const int packs = s.C_out / 8, w = i / packs % W, h = i / packs / W % H;
+    const int64_t n = i / packs / W / H;
+    Pack<__nv_bfloat16, 8> pack{};
+    if (h % s.stride == 0 && w % s.stride == 0)
+      pack = dout[((n * s.H_out + h / s.stride) * s.W_out + w / s.stride) * packs + i % packs];
+    out[i] = pack;
   }
 };
-
-/// That convolution's sizes. Its padding is what the kernel reaches beyond the other's.
-ConvSizes turned(const ConvSizes& s) {
-  return {s.H_out, s.W_out, s.C_out, s.H, s.W, s.C, s.kH, s.kW, 1, s.kH - 1 - s.padding};
-}
-
-bool can_turn(const ConvSizes& s) { return s.stride == 1 && s.kH == s.kW && s.padding < s.kH; }
 
 bool is_empty(const ConvSizes& s, int64_t N) {
   return N == 0 || s.H == 0 || s.W == 0 || s.H_out == 0 || s.W_out == 0;
@@ -152,19 +149,24 @@ void CudaBackend::conv2d(ConstView x, ConstView weight, ConstView bias, Conv2dGe
   const ConvSizes s = conv_sizes(x.shape, weight.shape, out.shape, geometry);
   const int64_t pixels = out.shape.product(0, 3), K = weight.shape.product(1, 4);
   const int N = int_size("conv2d", x.shape[0]);
-  const bool hopper = rung_for(x.dtype, rung_) == Rung::kHopper && !is_empty(s, N);
-  if (hopper && conv2d_wgmma_takes(s)) {
-    const Shortened short_x(*this, x), short_weight(*this, weight);
-    return conv2d_wgmma(s, N, short_x.data(), short_weight.data(), bias.as<float>(),
-                        out.as<float>(), nullptr);
-  }
-  for_float(x.dtype, [&](auto zero) {
+  const Way way = way_for(x.dtype, rung_);
+  for_stored(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    if (rung_ == Rung::kPlain)
-      return conv2d_plain<T>(s, x.as<T>(), weight.as<T>(), bias.as<T>(), out.as<T>(), pixels);
-    batched_product(rung_, "conv2d", 1, pixels, s.C_out, K, Patches<T>{x.as<T>(), s},
-                    Matrix<T, true>{weight.as<T>(), K, 0},
-                    Store<T>{out.as<T>(), pixels, s.C_out, bias.as<T>()});
+    using Weight = Computed<T>;
+    if constexpr (std::is_same_v<Weight, float>) {
+      if (way.rung == Rung::kHopper && !is_empty(s, N) && conv2d_wgmma_takes(s, sizeof(T) == 2)) {
+        const Shortened short_x(*this, x), short_weight(*this, weight);
+        return conv2d_wgmma(s, N, short_x.data(), short_weight.data(), bias.as<float>(),
+                            out.as<T>(), nullptr);
+      }
+    }
+    if (way.rung == Rung::kPlain) {
+      return conv2d_plain<T>(s, x.as<T>(), weight.as<Weight>(), bias.as<Weight>(), out.as<T>(),
+                             pixels);
+    }
+    batched_product(way, "conv2d", 1, pixels, s.C_out, K, Patches<T>{x.as<T>(), s},
+                    Matrix<Weight, true>{weight.as<Weight>(), K, 0},
+                    Store<T>{out.as<T>(), pixels, s.C_out, bias.as<Weight>()});
   });
 }
 
@@ -173,20 +175,33 @@ void CudaBackend::conv2d_backward_input(ConstView dout, ConstView weight, Conv2d
   const ConvSizes s = conv_sizes(dx.shape, weight.shape, dout.shape, geometry);
   const int64_t pixels = dx.shape.product(0, 3), K = weight.shape.product(0, 3);
   const int N = int_size("conv2d", dx.shape[0]);
-  const bool hopper = rung_for(dx.dtype, rung_) == Rung::kHopper && !is_empty(s, N);
-  if (hopper && can_turn(s) && conv2d_wgmma_takes(turned(s))) {
-    const Shortened short_dout(*this, dout);
-    const Buffer<__nv_bfloat16> short_weight(*this, weight.numel());
-    launch_for_each(weight.numel(), TurnWeight{weight.as<float>(), s, short_weight.data()});
-    return conv2d_wgmma(turned(s), N, short_dout.data(), short_weight.data(), nullptr,
-                        dx.as<float>(), nullptr);
-  }
-  for_float(dx.dtype, [&](auto zero) {
+  const Way way = way_for(dx.dtype, rung_);
+  for_stored(dx.dtype, [&](auto zero) {
     using T = decltype(zero);
-    if (rung_ == Rung::kPlain)
-      return conv2d_plain_backward_input<T>(s, dout.as<T>(), weight.as<T>(), dx.as<T>(), pixels);
-    batched_product(rung_, "conv2d", 1, pixels, s.C, K, GradientPatches<T>{dout.as<T>(), s},
-                    WeightByInput<T>{weight.as<T>(), s},
+    using Weight = Computed<T>;
+    if constexpr (std::is_same_v<Weight, float>) {
+      if (way.rung == Rung::kHopper && !is_empty(s, N) && conv2d_backward_wgmma_takes(s)) {
+        const Shortened short_dout(*this, dout), short_weight(*this, weight);
+        if (s.stride == 1) {
+          return conv2d_backward_input_wgmma(s, N, short_dout.data(), short_weight.data(),
+                                             dx.as<T>(), nullptr);
+        }
+        const int H = dilated(s.H_out, s.stride), W = dilated(s.W_out, s.stride);
+        const int64_t packs = int64_t{N} * H * W * s.C_out / 8;
+        const Buffer<Pack<__nv_bfloat16, 8>> wide(*this, packs);
+        launch_for_each(packs,
+                        Dilate{reinterpret_cast<const Pack<__nv_bfloat16, 8>*>(short_dout.data()),
+                               wide.data(), s, H, W});
+        return conv2d_backward_input_wgmma(s, N, wide.data()->at, short_weight.data(), dx.as<T>(),
+                                           nullptr);
+      }
+    }
+    if (way.rung == Rung::kPlain) {
+      return conv2d_plain_backward_input<T>(s, dout.as<T>(), weight.as<Weight>(), dx.as<T>(),
+                                            pixels);
+    }
+    batched_product(way, "conv2d", 1, pixels, s.C, K, GradientPatches<T>{dout.as<T>(), s},
+                    WeightByInput<Weight>{weight.as<Weight>(), s},
                     Store<T>{dx.as<T>(), pixels, s.C, nullptr});
   });
 }
@@ -196,8 +211,8 @@ void CudaBackend::conv2d_backward_weight(ConstView x, ConstView dout, Conv2dGeom
   const ConvSizes s = conv_sizes(x.shape, dweight.shape, dout.shape, geometry);
   const int64_t pixels = dout.shape.product(0, 3), columns = dweight.shape.product(1, 4);
   const int N = int_size("conv2d", x.shape[0]);
-  const bool hopper = rung_for(x.dtype, rung_) == Rung::kHopper && !is_empty(s, N);
-  if (hopper && conv2d_backward_weight_wgmma_takes(s)) {
+  const Way way = way_for(x.dtype, rung_);
+  if (way.rung == Rung::kHopper && !is_empty(s, N) && conv2d_backward_wgmma_takes(s)) {
     const Shortened short_x(*this, x), short_dout(*this, dout);
     return sum_chunks(*this, conv2d_backward_weight_chunks(s, N), dweight.numel(),
                       dweight.as<float>(), [&](float* partial) {
@@ -205,13 +220,16 @@ void CudaBackend::conv2d_backward_weight(ConstView x, ConstView dout, Conv2dGeom
                                                      partial, nullptr);
                       });
   }
-  for_float(x.dtype, [&](auto zero) {
+  for_stored(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    if (rung_ == Rung::kPlain)
-      return conv2d_plain_backward_weight<T>(s, x.as<T>(), dout.as<T>(), dweight.as<T>(), pixels);
-    long_product(*this, rung_, "conv2d", s.C_out, columns, pixels,
+    using Weight = Computed<T>;
+    if (way.rung == Rung::kPlain) {
+      return conv2d_plain_backward_weight<T>(s, x.as<T>(), dout.as<T>(), dweight.as<Weight>(),
+                                             pixels);
+    }
+    long_product(*this, way, "conv2d", s.C_out, columns, pixels,
                  Matrix<T, false>{dout.as<T>(), s.C_out, 0}, PatchesTransposed<T>{{x.as<T>(), s}},
-                 dweight.as<T>());
+                 dweight.as<Weight>());
   });
 }
 

@@ -24,6 +24,7 @@ class CudaBackend final : public Backend {
   void copy_from_host(const void* host, void* device, size_t bytes) override;
   void copy_to_host(const void* device, void* host, size_t bytes) override;
   void synchronize() override;
+  bool has_bfloat16_kernels() const override { return true; }
 
   // elementwise.cu
   void fill(double value, View out) override;

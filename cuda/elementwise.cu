@@ -8,8 +8,6 @@
 #include <limits>
 #include <type_traits>
 
-#include <cuda_bf16.h>
-
 #include "cuda/cuda_backend.h"
 #include "cuda/functions.h"
 #include "cuda/parallel.h"
@@ -18,19 +16,36 @@
 namespace mutilde::cuda {
 namespace {
 
-/// out[i] = f(in[i]...), as for_each does it. Without __restrict__: out may be one of the inputs.
-template <class Out, class F, class... In>
-__global__ void map(int64_t n, F f, Out* out, const In*... in) {
+/// out[i] = f(in[i]...), as for_each does it, but for `width` neighbours at a time: n counts packs. Without
+/// __restrict__: out may be one of the inputs.
+template <int width, class Out, class F, class... In>
+__global__ void map(int64_t n, F f, Pack<Out, width>* out, const Pack<In, width>*... in) {
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  const auto apply = [&](const Pack<In, width>&... x) {
+    Pack<Out, width> result;
+    for (int j = 0; j < width; ++j) result.at[j] = stored<Out>(f(number(x.at[j])...));
+    return result;
+  };
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += stride) {
-    out[i] = f(in[i]...);
+    out[i] = apply(Pack<In, width>(in[i])...);
   }
+}
+
+template <int width, class Out, class F, class... In>
+void launch_packs(int64_t n, const F& f, Out* out, const In*... in) {
+  launch<map<width, Out, F, In...>>({.grid = blocks_for(n / width), .block = kBlockThreads},
+                                    n / width, f, reinterpret_cast<Pack<Out, width>*>(out),
+                                    reinterpret_cast<const Pack<In, width>*>(in)...);
 }
 
 template <class Out, class F, class... In>
 void launch_map(int64_t n, const F& f, Out* out, const In*... in) {
+  constexpr int kWidth = 16 / std::max({sizeof(Out), sizeof(In)...});
   if (n == 0) return;
-  launch<map<Out, F, In...>>({.grid = blocks_for(n), .block = kBlockThreads}, n, f, out, in...);
+  const bool aligned =
+      is_aligned(out, sizeof(Out) * kWidth) && (is_aligned(in, sizeof(In) * kWidth) && ...);
+  if (aligned && n % kWidth == 0) return launch_packs<kWidth>(n, f, out, in...);
+  launch_packs<1>(n, f, out, in...);
 }
 
 /// out = f(a, b), each broadcast. The threads write neighbours; what they read are neighbours too,
@@ -41,11 +56,14 @@ struct BroadcastMap {
   Out* out;
   const T *a, *b;
   Strided a_at, b_at;
-  __device__ void operator()(int64_t i) const { out[i] = f(a[a_at(i)], b[b_at(i)]); }
+  __device__ void operator()(int64_t i) const {
+    out[i] = stored<Out>(f(number(a[a_at(i)]), number(b[b_at(i)])));
+  }
 };
 
 template <class T, class Out, class F>
 void launch_broadcast(const F& f, const View& out, const ConstView& a, const ConstView& b) {
+  if (a.shape == b.shape) return launch_map(out.numel(), f, out.as<Out>(), a.as<T>(), b.as<T>());
   launch_for_each(out.numel(), BroadcastMap<T, Out, F>{f, out.as<Out>(), a.as<T>(), b.as<T>(),
                                                        broadcast(a.shape, out.shape),
                                                        broadcast(b.shape, out.shape)});
@@ -62,7 +80,7 @@ struct Where {
   }
 };
 
-// Conversions between dtypes. A bfloat16 goes through float.
+// Conversions between what dtypes are computed with.
 
 /// Floating to integer truncates, saturates at the ends of the integer's range and maps NaN to 0.
 /// The upper end may round up to a power of two as a From; all below it is in range.
@@ -81,28 +99,12 @@ struct Convert {
     }
   }
 };
-template <class To>
-struct Convert<To, __nv_bfloat16> {
-  Convert<To, float> convert;
-  __device__ To operator()(__nv_bfloat16 value) const { return convert(__bfloat162float(value)); }
-};
-template <class From>
-struct Convert<__nv_bfloat16, From> {
-  __device__ __nv_bfloat16 operator()(From value) const {
-    return __float2bfloat16(static_cast<float>(value));
-  }
-};
-template <>
-struct Convert<__nv_bfloat16, __nv_bfloat16> {
-  __device__ __nv_bfloat16 operator()(__nv_bfloat16 value) const { return value; }
-};
-
 template <class T>
 struct Fill {
   T* out;
   double value;
-  Convert<T, double> convert;
-  __device__ void operator()(int64_t i) const { out[i] = convert(value); }
+  Convert<Computed<T>, double> convert;
+  __device__ void operator()(int64_t i) const { out[i] = stored<T>(convert(value)); }
 };
 
 /// Calls f(T{}) with the element type of any dtype.
@@ -138,13 +140,13 @@ void CudaBackend::cast(ConstView x, View out) {
     for_any(out.dtype, [&](auto to) {
       using From = decltype(from);
       using To = decltype(to);
-      launch_map(x.numel(), Convert<To, From>{}, out.as<To>(), x.as<From>());
+      launch_map(x.numel(), Convert<Computed<To>, Computed<From>>{}, out.as<To>(), x.as<From>());
     });
   });
 }
 
 void CudaBackend::unary(UnaryOp op, ConstView x, View out) {
-  for_float(x.dtype, [&](auto zero) {
+  for_stored(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     const auto apply = [&](const auto& f) { launch_map(x.numel(), f, out.as<T>(), x.as<T>()); };
     switch (op) {
@@ -177,7 +179,7 @@ void CudaBackend::unary(UnaryOp op, ConstView x, View out) {
 }
 
 void CudaBackend::unary_backward(UnaryOp op, ConstView x, ConstView y, ConstView dout, View dx) {
-  for_float(dout.dtype, [&](auto zero) {
+  for_stored(dout.dtype, [&](auto zero) {
     using T = decltype(zero);
     const auto from = [&](const char* name, const ConstView& saved, const auto& f) {
       if (!saved && dx.numel() > 0) {  // the data of an empty tensor is null too
@@ -218,31 +220,34 @@ void CudaBackend::unary_backward(UnaryOp op, ConstView x, ConstView y, ConstView
 }
 
 void CudaBackend::affine(ConstView x, double scale, double shift, View out) {
-  for_float(x.dtype, [&](auto zero) {
+  for_stored(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    const Affine<T> f{static_cast<T>(scale), static_cast<T>(shift)};
+    using Number = Computed<T>;
+    const Affine<Number> f{static_cast<Number>(scale), static_cast<Number>(shift)};
     launch_map(x.numel(), f, out.as<T>(), x.as<T>());
   });
 }
 
 void CudaBackend::clamp(ConstView x, double low, double high, View out) {
-  for_float(x.dtype, [&](auto zero) {
+  for_stored(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    const Clamp<T> f{static_cast<T>(low), static_cast<T>(high)};
+    using Number = Computed<T>;
+    const Clamp<Number> f{static_cast<Number>(low), static_cast<Number>(high)};
     launch_map(x.numel(), f, out.as<T>(), x.as<T>());
   });
 }
 
 void CudaBackend::clamp_backward(ConstView x, double low, double high, ConstView dout, View dx) {
-  for_float(x.dtype, [&](auto zero) {
+  for_stored(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    const ClampBackward<T> f{static_cast<T>(low), static_cast<T>(high)};
+    using Number = Computed<T>;
+    const ClampBackward<Number> f{static_cast<Number>(low), static_cast<Number>(high)};
     launch_map(x.numel(), f, dx.as<T>(), x.as<T>(), dout.as<T>());
   });
 }
 
 void CudaBackend::binary(BinaryOp op, ConstView a, ConstView b, View out) {
-  for_float(a.dtype, [&](auto zero) {
+  for_stored(a.dtype, [&](auto zero) {
     using T = decltype(zero);
     switch (op) {
       case BinaryOp::kAdd:
@@ -272,7 +277,7 @@ void CudaBackend::where(ConstView condition, ConstView a, ConstView b, View out)
 }
 
 void CudaBackend::accumulate(ConstView x, View into) {
-  for_float(x.dtype, [&](auto zero) {
+  for_stored(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     const T* old = into.as<T>();
     launch_map(x.numel(), Add{}, into.as<T>(), old, x.as<T>());

@@ -1,6 +1,8 @@
 // Kernels that only move data. They see elements as words of some size, never as numbers. A thread
 // an element of the output: writes are neighbours. What a permutation reads is not; the caches then
 // hold what the neighbours of a word are read for.
+#include <numeric>
+
 #include "cuda/cuda_backend.h"
 #include "cuda/parallel.h"
 #include "cuda/strided.h"
@@ -16,7 +18,7 @@ struct Gather {
   __device__ void operator()(int64_t i) const { out[i] = x[x_at(i)]; }
 };
 
-/// Element i of what is copied: row i / row, and the rest within it.
+/// Word i of what is copied: row i / row, and the rest within it.
 template <class Word>
 struct CopyRows {
   const Word* x;
@@ -39,15 +41,25 @@ void CudaBackend::permute(ConstView x, std::span<const int> axes, View out) {
 
 void CudaBackend::copy_slice(ConstView x, int axis, int64_t x_begin, int64_t count, View out,
                              int64_t out_begin) {
-  const int64_t inner = x.shape.product(axis + 1, x.shape.rank()), rows = x.shape.product(0, axis);
-  const int64_t row = count * inner;
+  const auto size = static_cast<int64_t>(size_of(x.dtype));
+  const int64_t inner = x.shape.product(axis + 1, x.shape.rank()) * size;  // in bytes, as all below
+  const int64_t rows = x.shape.product(0, axis), row = count * inner;
   if (rows * row == 0) return;
-  for_word(x.dtype, [&](auto zero) {
+  const auto* from = x.as<unsigned char>() + x_begin * inner;
+  auto* to = out.as<unsigned char>() + out_begin * inner;
+  const int64_t x_stride = x.shape[axis] * inner, out_stride = out.shape[axis] * inner;
+  const auto copy_words = [&](auto zero) {
     using Word = decltype(zero);
-    launch_for_each(rows * row, CopyRows<Word>{x.as<Word>() + x_begin * inner,
-                                               out.as<Word>() + out_begin * inner, row,
-                                               x.shape[axis] * inner, out.shape[axis] * inner});
-  });
+    constexpr int64_t kBytes = sizeof(Word);
+    launch_for_each(rows * row / kBytes,
+                    CopyRows<Word>{reinterpret_cast<const Word*>(from), reinterpret_cast<Word*>(to),
+                                   row / kBytes, x_stride / kBytes, out_stride / kBytes});
+  };
+  // The widest word that all rows are made of and begin at a multiple of.
+  const int64_t common = std::gcd(std::gcd(row, x_stride), out_stride);
+  const bool is_wide = common % 16 == 0 && is_aligned(from, 16) && is_aligned(to, 16);
+  if (is_wide) return copy_words(uint4{});
+  for_word(x.dtype, copy_words);
 }
 
 }  // namespace mutilde::cuda

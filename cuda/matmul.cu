@@ -17,29 +17,55 @@ ConvSizes as_convolution(int64_t rows, int64_t C, int64_t C_out) {
 /// take the sizes.
 bool multiply_on_hopper(Backend& backend, const ConstView& a, bool transpose_a, const ConstView& b,
                         bool transpose_b, const ConstView& bias, int64_t M, int64_t N, int64_t K,
-                        float* out) {
+                        const View& out) {
   if (M == 0 || N == 0 || K == 0 || (transpose_a && transpose_b)) return false;
+  const auto multiply = [&](const auto& f) {
+    const Shortened left(backend, a), right(backend, b);
+    if (out.dtype == DType::kFloat32) return f(left.data(), right.data(), out.as<float>());
+    f(left.data(), right.data(), out.as<__nv_bfloat16>());
+  };
   if (transpose_a) {  // the gradient of a dense layer's weight, whose pixels are k
     const ConvSizes s = as_convolution(K, N, M);
-    if (!conv2d_backward_weight_wgmma_takes(s)) return false;
+    if (!conv2d_backward_wgmma_takes(s) || out.dtype != DType::kFloat32) return false;
     const Shortened dout(backend, a), x(backend, b);
-    sum_chunks(backend, conv2d_backward_weight_chunks(s, 1), M * N, out, [&](float* partial) {
-      conv2d_backward_weight_wgmma(s, 1, x.data(), dout.data(), partial, nullptr);
-    });
+    sum_chunks(backend, conv2d_backward_weight_chunks(s, 1), M * N, out.as<float>(),
+               [&](float* partial) {
+                 conv2d_backward_weight_wgmma(s, 1, x.data(), dout.data(), partial, nullptr);
+               });
     return true;
   }
   if (transpose_b) {
     const ConvSizes s = as_convolution(M, K, N);
-    if (!conv2d_wgmma_takes(s)) return false;
-    const Shortened x(backend, a), weight(backend, b);
-    conv2d_wgmma(s, 1, x.data(), weight.data(), bias.as<float>(), out, nullptr);
+    if (!conv2d_wgmma_takes(s, out.dtype == DType::kBFloat16)) return false;
+    multiply([&](const auto* x, const auto* weight, auto* y) {
+      conv2d_wgmma(s, 1, x, weight, bias.as<float>(), y, nullptr);
+    });
     return true;
   }
-  if (!matmul_wgmma_takes(M, N, K)) return false;
-  const Shortened left(backend, a), right(backend, b);
-  matmul_wgmma(left.data(), right.data(), out, int_size("matmul", M), int_size("matmul", N),
-               int_size("matmul", K), nullptr);
+  const ConvSizes s = as_convolution(M, N, K);  // the gradient of its input
+  if (!conv2d_backward_wgmma_takes(s)) return false;
+  multiply([&](const auto* dout, const auto* weight, auto* dx) {
+    conv2d_backward_input_wgmma(s, 1, dout, weight, dx, nullptr);
+  });
   return true;
+}
+
+/// Calls f(X{}, Y{}, Out{}) with what a, b and out are stored as. Of a dense layer and its gradients in
+/// bfloat16 the weight stays float32.
+template <class F>
+void for_matrices(const ConstView& a, const ConstView& b, const View& out, const F& f) {
+  const auto is_short = [](const ConstView& x) { return x.dtype == DType::kBFloat16; };
+  using Short = __nv_bfloat16;
+  if (!is_short(a) && !is_short(b) && !is_short(out)) {
+    return for_float(a.dtype, [&](auto zero) { f(zero, zero, zero); });
+  }
+  if (is_short(a) && is_short(b)) {
+    if (is_short(out)) return f(Short{}, Short{}, Short{});
+    return f(Short{}, Short{}, float{});
+  }
+  if (is_short(a) && is_short(out)) return f(Short{}, float{}, Short{});
+  fail<DTypeError>("cuda matmul: no product of {} and {} to {}", name_of(a.dtype), name_of(b.dtype),
+                   name_of(out.dtype));
 }
 
 }  // namespace
@@ -48,36 +74,41 @@ void CudaBackend::matmul(ConstView a, bool transpose_a, ConstView b, bool transp
   const int64_t batch = out.shape[0], M = out.shape[1], N = out.shape[2];
   const int64_t K = a.shape[transpose_a ? 1 : 2];
   const int64_t a_size = a.shape[0] == 1 ? 0 : M * K, b_size = b.shape[0] == 1 ? 0 : K * N;
-  if (batch == 1 && rung_for(out.dtype, rung_) == Rung::kHopper &&
-      multiply_on_hopper(*this, a, transpose_a, b, transpose_b, {}, M, N, K, out.as<float>()))
+  const Way way = way_for(a.dtype, rung_);
+  if (batch == 1 && way.rung == Rung::kHopper &&
+      multiply_on_hopper(*this, a, transpose_a, b, transpose_b, {}, M, N, K, out))
     return;
-  for_float(out.dtype, [&](auto zero) {
-    using T = decltype(zero);
+  for_matrices(a, b, out, [&](auto zero_a, auto zero_b, auto zero_out) {
+    using A = decltype(zero_a);
+    using B = decltype(zero_b);
+    using Out = decltype(zero_out);
     const auto multiply = [&](const auto& left, const auto& right) {
       if (batch == 1)
-        return long_product(*this, rung_, "matmul", M, N, K, left, right, out.as<T>());
-      batched_product(rung_, "matmul", batch, M, N, K, left, right,
-                      Store<T>{out.as<T>(), M, N, nullptr});
+        return long_product(*this, way, "matmul", M, N, K, left, right, out.as<Out>());
+      batched_product(way, "matmul", batch, M, N, K, left, right,
+                      Store<Out>{out.as<Out>(), M, N, nullptr});
     };
     const auto with_right = [&](const auto& left) {
-      if (transpose_b) return multiply(left, Matrix<T, true>{b.as<T>(), K, b_size});
-      multiply(left, Matrix<T, false>{b.as<T>(), N, b_size});
+      if (transpose_b) return multiply(left, Matrix<B, true>{b.as<B>(), K, b_size});
+      multiply(left, Matrix<B, false>{b.as<B>(), N, b_size});
     };
-    if (transpose_a) return with_right(Matrix<T, false>{a.as<T>(), M, a_size});
-    with_right(Matrix<T, true>{a.as<T>(), K, a_size});
+    if (transpose_a) return with_right(Matrix<A, false>{a.as<A>(), M, a_size});
+    with_right(Matrix<A, true>{a.as<A>(), K, a_size});
   });
 }
 
 void CudaBackend::linear(ConstView x, ConstView weight, ConstView bias, View out) {
   const int64_t M = x.shape[0], K = x.shape[1], N = weight.shape[0];
-  if (rung_for(x.dtype, rung_) == Rung::kHopper &&
-      multiply_on_hopper(*this, x, false, weight, true, bias, M, N, K, out.as<float>()))
+  const Way way = way_for(x.dtype, rung_);
+  if (way.rung == Rung::kHopper &&
+      multiply_on_hopper(*this, x, false, weight, true, bias, M, N, K, out))
     return;
-  for_float(x.dtype, [&](auto zero) {
+  for_stored(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    batched_product(rung_, "linear", 1, M, N, K, Matrix<T, true>{x.as<T>(), K, 0},
-                    Matrix<T, true>{weight.as<T>(), K, 0},
-                    Store<T>{out.as<T>(), M, N, bias.as<T>()});
+    using Weight = Computed<T>;
+    batched_product(way, "linear", 1, M, N, K, Matrix<T, true>{x.as<T>(), K, 0},
+                    Matrix<Weight, true>{weight.as<Weight>(), K, 0},
+                    Store<T>{out.as<T>(), M, N, bias.as<Weight>()});
   });
 }
 

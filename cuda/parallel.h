@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <type_traits>
+
+#include <cuda_bf16.h>
 
 #include "core/backend.h"
 #include "cuda/launch.h"
@@ -22,6 +25,49 @@ void for_float(DType dtype, const F& f) {
   if (dtype == DType::kFloat32) return f(float{});
   if (dtype == DType::kFloat64) return f(double{});
   fail<DTypeError>("cuda kernel: float32 or float64 expected, {} given", name_of(dtype));
+}
+
+// A tensor may be stored in bfloat16, which halves the bytes that a kernel moves. Nothing is computed in
+// it: an element becomes a float on its way into a register, and is rounded once on its way out.
+
+/// What is computed with where elements are stored as T.
+template <class T>
+using Computed = std::conditional_t<std::is_same_v<T, __nv_bfloat16>, float, T>;
+
+template <class T>
+__device__ Computed<T> number(T element) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return __bfloat162float(element);
+  } else {
+    return element;
+  }
+}
+
+template <class T>
+__device__ T stored(Computed<T> number) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return __float2bfloat16_rn(number);
+  } else {
+    return number;
+  }
+}
+
+/// Calls f(T{}) with the type that elements are stored as; Computed<T> is what to compute with.
+template <class F>
+void for_stored(DType dtype, const F& f) {
+  if (dtype == DType::kBFloat16) return f(__nv_bfloat16{});
+  for_float(dtype, f);
+}
+
+/// Neighbours that are loaded or stored at once. A thread that moves 16 bytes at a time has enough of them
+/// under way to keep the memory busy; with 2 it has not.
+template <class T, int n>
+struct alignas(sizeof(T) * n) Pack {
+  T at[n];
+};
+
+inline bool is_aligned(const void* data, size_t bytes) {
+  return reinterpret_cast<uintptr_t>(data) % bytes == 0;
 }
 
 /// Calls f(Word{}) with an integer as large as an element, for kernels that only move them.

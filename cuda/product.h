@@ -31,7 +31,9 @@ struct Matrix {
     return batch * batch_size + (along_k ? i * row : i);
   }
   __device__ int64_t inner(int k) const { return along_k ? k : k * row; }
-  __device__ T at(int64_t outer, int64_t inner) const { return data[outer + inner]; }
+  __device__ Computed<T> at(int64_t outer, int64_t inner) const {
+    return number(data[outer + inner]);
+  }
 };
 
 /// out: [product, M, N], plus a bias for each column where there is one.
@@ -39,22 +41,27 @@ template <class T>
 struct Store {
   T* out;
   int64_t M, N;
-  const T* bias;
-  __device__ void operator()(int product, int row, int column, T sum) const {
-    out[(product * M + row) * N + column] = bias == nullptr ? sum : sum + bias[column];
+  const Computed<T>* bias;
+  __device__ void operator()(int product, int row, int column, Computed<T> sum) const {
+    out[(product * M + row) * N + column] = stored<T>(bias == nullptr ? sum : sum + bias[column]);
   }
 };
 
-/// A copy of a tensor in bfloat16, which is what Hopper's copy engine brings.
+/// A tensor in bfloat16, which is what Hopper's copy engine brings: itself, or a copy.
 class Shortened {
  public:
-  Shortened(Backend& backend, const ConstView& x) : copy_(backend, x.numel()) {
-    backend.cast(x, {copy_.data(), DType::kBFloat16, x.shape});
+  Shortened(Backend& backend, const ConstView& x)
+      : is_short_(x.dtype == DType::kBFloat16),
+        copy_(backend, is_short_ ? 0 : x.numel()),
+        data_(is_short_ ? x.as<__nv_bfloat16>() : copy_.data()) {
+    if (!is_short_) backend.cast(x, {copy_.data(), DType::kBFloat16, x.shape});
   }
-  const __nv_bfloat16* data() const { return copy_.data(); }
+  const __nv_bfloat16* data() const { return data_; }
 
  private:
+  bool is_short_;
   Buffer<__nv_bfloat16> copy_;
+  const __nv_bfloat16* data_;
 };
 
 inline int int_size(const char* op, int64_t size) {
@@ -63,58 +70,67 @@ inline int int_size(const char* op, int64_t size) {
   return static_cast<int>(size);
 }
 
+/// What to multiply with: a rung that rung_for() gave, and whether factors are rounded to bfloat16.
+struct Way {
+  Rung rung;
+  bool bfloat16;
+};
+
+inline Way way_for(DType dtype, Rung asked) {
+  return {rung_for(dtype, asked), multiplies_bfloat16(dtype)};
+}
+
 template <class T, class A, class B>
-void launch_product(Rung asked, const ProductSizes& s, int products, const A& a, const B& b,
+void launch_product(const Way& way, const ProductSizes& s, int products, const A& a, const B& b,
                     const Store<T>& out) {
+  using Sum = Computed<T>;
   const auto grid = [&](int rows, int columns) {
     return dim3(static_cast<unsigned>(ceil_div(s.M, rows)) * static_cast<unsigned>(products),
                 static_cast<unsigned>(ceil_div(s.N, columns)));
   };
-  const Rung rung = rung_for(dtype_of<T>(), asked);
-  if (rung == Rung::kPlain) {
-    return launch<plain_product<T, A, B, Store<T>>>(
+  if (way.rung == Rung::kPlain) {
+    return launch<plain_product<Sum, A, B, Store<T>>>(
         {.grid = grid(kPlainRows, kPlainColumns), .block = {kPlainColumns, kPlainRows}}, s, a, b,
         out);
   }
   const LaunchConfig config{.grid = grid(kTile, kTile), .block = {kSide, kSide}};
-  if constexpr (std::is_same_v<T, float>) {
-    if (rung == Rung::kTensorCores || rung == Rung::kHopper) {
-      if (product_precision() == Precision::kBfloat16)
-        return launch<wmma_product<Bfloat16, A, B, Store<T>>>(config, s, a, b, out);
+  if constexpr (std::is_same_v<Sum, float>) {
+    if (way.rung == Rung::kTensorCores || way.rung == Rung::kHopper) {
+      if (way.bfloat16) return launch<wmma_product<Bfloat16, A, B, Store<T>>>(config, s, a, b, out);
       return launch<wmma_product<Tf32, A, B, Store<T>>>(config, s, a, b, out);
     }
   }
-  launch<tiled_product<T, A, B, Store<T>>>(config, s, a, b, out);
+  launch<tiled_product<Sum, A, B, Store<T>>>(config, s, a, b, out);
 }
 
 /// Products of a batch: out[i] = a[i] b[i].
 template <class T, class A, class B>
-void batched_product(Rung rung, const char* op, int64_t batch, int64_t M, int64_t N, int64_t K,
+void batched_product(const Way& way, const char* op, int64_t batch, int64_t M, int64_t N, int64_t K,
                      const A& a, const B& b, const Store<T>& out) {
   if (batch == 0 || M == 0 || N == 0) return;
   const int k = int_size(op, K);
-  launch_product(rung, ProductSizes{int_size(op, M), int_size(op, N), k, k, 1}, int_size(op, batch),
+  launch_product(way, ProductSizes{int_size(op, M), int_size(op, N), k, k, 1}, int_size(op, batch),
                  a, b, out);
 }
 
 template <class T>
 struct SumChunks {
-  const T* partial;  // [chunks, n]
+  const Computed<T>* partial;  // [chunks, n]
   T* out;
   int chunks;
   int64_t n;
   __device__ void operator()(int64_t i) const {
-    T sum = 0;
+    Computed<T> sum = 0;
     for (int chunk = 0; chunk < chunks; ++chunk) sum += partial[chunk * n + i];
-    out[i] = sum;
+    out[i] = stored<T>(sum);
   }
 };
 
-/// The sum of chunks that compute(partial) computes, each of n numbers.
+/// The sum of chunks, each of n numbers, that compute(array) writes to an array that it is given.
 template <class T, class Compute>
 void sum_chunks(Backend& backend, int chunks, int64_t n, T* out, const Compute& compute) {
   if (chunks == 1) return compute(out);
-  const Buffer<T> partial(backend, chunks * n);
+  const Buffer<Computed<T>> partial(backend, chunks * n);
   compute(partial.data());
   launch_for_each(n, SumChunks<T>{partial.data(), out, chunks, n});
 }
@@ -123,7 +139,7 @@ void sum_chunks(Backend& backend, int chunks, int64_t n, T* out, const Compute& 
 /// GPU idle: K is cut into chunks, and a second kernel adds up their products, in order. Where the
 /// cuts are depends on the sizes alone.
 template <class T, class A, class B>
-void long_product(Backend& backend, Rung rung, const char* op, int64_t M, int64_t N, int64_t K,
+void long_product(Backend& backend, const Way& way, const char* op, int64_t M, int64_t N, int64_t K,
                   const A& a, const B& b, T* out) {
   if (M == 0 || N == 0) return;
   constexpr int64_t kBlocks = 512, kLeastChunk = 256;
@@ -133,8 +149,8 @@ void long_product(Backend& backend, Rung rung, const char* op, int64_t M, int64_
   const int chunk = static_cast<int>(ceil_div(K, chunks));
   const ProductSizes s{int_size(op, M), int_size(op, N), int_size(op, K), chunk,
                        static_cast<int>(chunks)};
-  sum_chunks(backend, s.chunks, M * N, out, [&](T* partial) {
-    launch_product(rung, s, s.chunks, a, b, Store<T>{partial, M, N, nullptr});
+  sum_chunks(backend, s.chunks, M * N, out, [&]<class Sum>(Sum* partial) {
+    launch_product(way, s, s.chunks, a, b, Store<Sum>{partial, M, N, nullptr});
   });
 }
 

@@ -95,12 +95,12 @@ struct Dropout {
   RandomPosition position;
   int64_t n;
   uint32_t threshold;
-  T scale;
+  Computed<T> scale;
   __device__ void operator()(int64_t block) const {
     const Words words(position, position.offset / 4 + static_cast<uint64_t>(block));
     for (int i = 0; i < 4 && 4 * block + i < n; ++i) {
       const bool kept = words.word[i] >> 8 >= threshold;
-      out[4 * block + i] = (kept ? x[4 * block + i] : T{0}) * scale;
+      out[4 * block + i] = stored<T>(kept ? number(x[4 * block + i]) * scale : Computed<T>{0});
     }
   }
 };
@@ -114,12 +114,12 @@ void CudaBackend::fill_uniform(RandomPosition position, View out) {
 void CudaBackend::fill_normal(RandomPosition position, View out) { draw(Normal{}, position, out); }
 
 void CudaBackend::dropout(ConstView x, double p, RandomPosition position, View out) {
-  for_float(x.dtype, [&](auto zero) {
+  for_stored(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    launch_for_each(
-        ceil_div<int64_t>(x.numel(), 4),
-        Dropout<T>{x.as<T>(), out.as<T>(), position, x.numel(),
-                   static_cast<uint32_t>(std::ceil(p * 0x1p24)), static_cast<T>(1 / (1 - p))});
+    launch_for_each(ceil_div<int64_t>(x.numel(), 4),
+                    Dropout<T>{x.as<T>(), out.as<T>(), position, x.numel(),
+                               static_cast<uint32_t>(std::ceil(p * 0x1p24)),
+                               static_cast<Computed<T>>(1 / (1 - p))});
   });
 }
 

@@ -8,6 +8,8 @@
 // Each thread adds up its terms, then the block adds up those of its rows in shared memory, half of
 // them to the other half until one is left. x is read once, and that is all the traffic.
 //
+// Sums of the columns of a matrix have a kernel of their own, which reads 16 bytes at a time.
+//
 // Long sums are cut into chunks of 64 terms a thread, blocks along y of the grid, whose sums a
 // second launch adds. So the work spreads over the GPU, and round-off is that of adding some 64
 // numbers. Where chunks begin depends on the shapes alone: the result is the same every time.
@@ -41,8 +43,8 @@ struct Terms {
 };
 
 /// x -> out: [chunks, outputs].
-template <class T, class Op>
-__global__ void reduce_terms(Terms s, const T* x, T* out) {
+template <class X, class T, class Op>
+__global__ void reduce_terms(Terms s, const X* x, T* out) {
   T* partial = dynamic_shared<T>();  // [blockDim.y][blockDim.x]
   const int64_t output = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   T result = Op::identity();
@@ -50,7 +52,7 @@ __global__ void reduce_terms(Terms s, const T* x, T* out) {
     const int64_t first = s.first(output);  // no address yet: x is null where there are no terms
     const int64_t begin = blockIdx.y * s.chunk, end = min(begin + s.chunk, s.terms);
     for (int64_t i = begin + threadIdx.y; i < end; i += blockDim.y) {
-      result = Op::combine(result, x[first + s.next(i)]);
+      result = Op::combine(result, number(x[first + s.next(i)]));
     }
   }
   T* mine = partial + threadIdx.y * blockDim.x + threadIdx.x;
@@ -66,8 +68,8 @@ unsigned power_of_two(int64_t at_least, int64_t at_most) {
   return std::bit_ceil(static_cast<unsigned>(std::clamp<int64_t>(at_least, 1, at_most)));
 }
 
-template <class T, class Op>
-void launch_reduce(Backend& backend, Terms s, const T* x, T* out) {
+template <class X, class T, class Op>
+void launch_reduce(Backend& backend, Terms s, const X* x, T* out) {
   constexpr int64_t kTermsPerThread = 64, kMaxChunks = 256;
   unsigned rows = power_of_two(s.terms, kBlockThreads);
   if (s.next.stride[0] != 1) {  // the innermost axis is kept
@@ -81,14 +83,68 @@ void launch_reduce(Backend& backend, Terms s, const T* x, T* out) {
   const LaunchConfig config{.grid = {grid_x, static_cast<unsigned>(chunks)},
                             .block = {columns, rows},
                             .shared_bytes = kBlockThreads * sizeof(T)};
-  if (chunks == 1) return launch<reduce_terms<T, Op>>(config, s, x, out);
+  if (chunks == 1) return launch<reduce_terms<X, T, Op>>(config, s, x, out);
 
   const Buffer<T> partial(backend, chunks * s.outputs);
-  launch<reduce_terms<T, Op>>(config, s, x, partial.data());
+  launch<reduce_terms<X, T, Op>>(config, s, x, partial.data());
   Terms second{{}, {}, s.outputs, chunks, 0};
   second.first.append(s.outputs, 1);
   second.next.append(chunks, s.outputs);
-  launch_reduce<T, Op>(backend, second, static_cast<const T*>(partial.data()), out);
+  launch_reduce<T, T, Op>(backend, second, partial.data(), out);
+}
+
+/// The sums of columns of a matrix, as the gradient of a bias wants them: a thread has 16 bytes of a row, and
+/// of the rows of its block's chunk every blockDim.y-th. x: [rows, packs of columns] -> out: [chunks, columns].
+template <class X, int width>
+__global__ void column_sums(int64_t rows, int64_t chunk, const Pack<X, width>* x,
+                            Pack<Computed<X>, width>* out) {
+  using T = Computed<X>;
+  auto* of_row = dynamic_shared<Pack<T, width>>();  // [blockDim.y][blockDim.x]
+  const int64_t end = min(rows, (blockIdx.x + 1) * chunk);
+  Pack<T, width> sum{};
+  for (int64_t row = blockIdx.x * chunk + threadIdx.y; row < end; row += blockDim.y) {
+    const auto pack = x[row * blockDim.x + threadIdx.x];
+    for (int i = 0; i < width; ++i) sum.at[i] += number(pack.at[i]);
+  }
+  of_row[threadIdx.y * blockDim.x + threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y != 0) return;
+  for (unsigned row = 1; row < blockDim.y; ++row) {
+    for (int i = 0; i < width; ++i) sum.at[i] += of_row[row * blockDim.x + threadIdx.x].at[i];
+  }
+  out[int64_t{blockIdx.x} * blockDim.x + threadIdx.x] = sum;
+}
+
+/// Returns false where x is no such matrix.
+template <class X, class T>
+bool sum_columns(Backend& backend, int64_t rows, int64_t columns, const X* x, T* out) {
+  constexpr int kWidth = 16 / sizeof(X);
+  constexpr int64_t kRowsPerThread = 16, kMaxChunks = 512;
+  const int64_t packs = columns / kWidth;
+  if (columns % kWidth != 0 || packs == 0 || packs > kBlockThreads || !is_aligned(x, 16) ||
+      !is_aligned(out, sizeof(T) * kWidth))
+    return false;
+  const int64_t block_rows = kBlockThreads / packs;
+  const int64_t chunks = std::clamp<int64_t>(rows / (block_rows * kRowsPerThread), 1, kMaxChunks);
+  const auto sum = [&](auto from, int64_t n, int64_t of, T* to) {
+    using From = std::remove_const_t<std::remove_pointer_t<decltype(from)>>;
+    using Packs = const Pack<From, kWidth>*;
+    launch<column_sums<From, kWidth>>(
+        {.grid = static_cast<unsigned>(ceil_div(n, of)),
+         .block = {static_cast<unsigned>(packs), static_cast<unsigned>(block_rows)},
+         .shared_bytes = static_cast<size_t>(block_rows * columns) * sizeof(T)},
+        n, of, reinterpret_cast<Packs>(from), reinterpret_cast<Pack<T, kWidth>*>(to));
+  };
+  const int64_t chunk = ceil_div(rows, chunks);
+  if (chunks == 1) {
+    sum(x, rows, rows, out);
+  } else {
+    const Buffer<T> partial(backend, chunks * columns);
+    sum(x, rows, chunk, partial.data());
+    const T* sums = partial.data();
+    sum(sums, ceil_div(rows, chunk), chunks, out);
+  }
+  return true;
 }
 
 /// A thread an output, which walks twice over what was reduced to it: no network here takes the
@@ -121,10 +177,11 @@ void CudaBackend::reduce(ReduceOp op, ConstView x, View out) {
   const Terms s{axes_of(x.shape, out.shape, Axes::kKept),
                 axes_of(x.shape, out.shape, Axes::kReduced), out.numel(), x.numel() / out.numel(),
                 0};
-  for_float(x.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    if (op == ReduceOp::kSum) return launch_reduce<T, Sum<T>>(*this, s, x.as<T>(), out.as<T>());
-    launch_reduce<T, Max<T>>(*this, s, x.as<T>(), out.as<T>());
+  for_stored(x.dtype, [&](auto zero) {
+    using X = decltype(zero);
+    using T = Computed<X>;
+    if (op == ReduceOp::kSum) return launch_reduce<X, T, Sum<T>>(*this, s, x.as<X>(), out.as<T>());
+    launch_reduce<X, T, Max<T>>(*this, s, x.as<X>(), out.as<T>());
   });
 }
 

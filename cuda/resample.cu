@@ -2,6 +2,7 @@
 // threads of a warp. Backward passes gather too: an input pixel asks which output pixels it went
 // into, so that no two threads add to one number, and the sum is the same every time.
 #include <cmath>
+#include <type_traits>
 
 #include "cuda/cuda_backend.h"
 #include "cuda/parallel.h"
@@ -16,34 +17,40 @@ struct Pixel {
       : n(i / C / W / H), h(i / C / W % H), w(i / C % W), c(i % C) {}
 };
 
-template <class T>
+/// Of packs of channels: C and i count those.
+template <class T, int width>
 struct UpsampleNearest {
-  const T* x;
-  T* out;
+  const Pack<T, width>* x;
+  Pack<T, width>* out;
   int64_t H, W, C, factor;  // of x
-  T scale;
+  Computed<T> scale;
   __device__ void operator()(int64_t i) const {
     const Pixel at(i, H * factor, W * factor, C);
-    out[i] = scale * x[((at.n * H + at.h / factor) * W + at.w / factor) * C + at.c];
+    auto pack = x[((at.n * H + at.h / factor) * W + at.w / factor) * C + at.c];
+    for (T& one : pack.at) one = stored<T>(scale * number(one));
+    out[i] = pack;
   }
 };
 
-template <class T>
+template <class T, int width>
 struct SumPool {
-  const T* x;
-  T* out;
+  const Pack<T, width>* x;
+  Pack<T, width>* out;
   int64_t H, W, C, factor;  // of out
-  T scale;
+  Computed<T> scale;
   __device__ void operator()(int64_t i) const {
     const Pixel at(i, H, W, C);
-    const T* block = x + ((at.n * H + at.h) * factor * W + at.w) * factor * C + at.c;
-    T sum = 0;
+    const Pack<T, width>* block = x + ((at.n * H + at.h) * factor * W + at.w) * factor * C + at.c;
+    Computed<T> sum[width] = {};
     for (int64_t row = 0; row < factor; ++row) {
       for (int64_t column = 0; column < factor; ++column) {
-        sum += block[(row * W * factor + column) * C];
+        const auto pack = block[(row * W * factor + column) * C];
+        for (int j = 0; j < width; ++j) sum[j] += number(pack.at[j]);
       }
     }
-    out[i] = scale * sum;
+    Pack<T, width> result;
+    for (int j = 0; j < width; ++j) result.at[j] = stored<T>(scale * sum[j]);
+    out[i] = result;
   }
 };
 
@@ -121,20 +128,35 @@ struct ResizeBilinearBackward {
 
 }  // namespace
 
-void CudaBackend::upsample_nearest(ConstView x, int64_t factor, double scale, View out) {
-  for_float(x.dtype, [&](auto zero) {
+namespace {
+
+/// F of packs of 16 bytes where the channels of x and out are such, else of single ones; `small` has the sizes.
+template <template <class, int> class F>
+void launch_resample(const ConstView& x, const View& out, const Shape& small, int64_t factor,
+                     double scale) {
+  for_stored(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    launch_for_each(out.numel(), UpsampleNearest<T>{x.as<T>(), out.as<T>(), x.shape[1], x.shape[2],
-                                                    x.shape[3], factor, static_cast<T>(scale)});
+    const auto of_width = [&]<int width>(std::integral_constant<int, width>) {
+      launch_for_each(
+          out.numel() / width,
+          F<T, width>{x.as<Pack<T, width>>(), out.as<Pack<T, width>>(), small[1], small[2],
+                      small[3] / width, factor, static_cast<Computed<T>>(scale)});
+    };
+    constexpr int kWidth = 16 / sizeof(T);
+    if (small[3] % kWidth == 0 && is_aligned(x.data, 16) && is_aligned(out.data, 16))
+      return of_width(std::integral_constant<int, kWidth>{});
+    of_width(std::integral_constant<int, 1>{});
   });
 }
 
+}  // namespace
+
+void CudaBackend::upsample_nearest(ConstView x, int64_t factor, double scale, View out) {
+  launch_resample<UpsampleNearest>(x, out, x.shape, factor, scale);
+}
+
 void CudaBackend::sum_pool(ConstView x, int64_t factor, double scale, View out) {
-  for_float(x.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    launch_for_each(out.numel(), SumPool<T>{x.as<T>(), out.as<T>(), out.shape[1], out.shape[2],
-                                            out.shape[3], factor, static_cast<T>(scale)});
-  });
+  launch_resample<SumPool>(x, out, out.shape, factor, scale);
 }
 
 void CudaBackend::resize_bilinear(ConstView x, View out) {

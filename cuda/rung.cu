@@ -7,17 +7,19 @@
 
 namespace mutilde::cuda {
 
+bool multiplies_bfloat16(DType dtype) {
+  return dtype == DType::kBFloat16 ||
+         (dtype == DType::kFloat32 && product_precision() == Precision::kBfloat16);
+}
+
 Rung best_rung(DType dtype) {
-  const bool bfloat16 = product_precision() == Precision::kBfloat16;
-  if (dtype != DType::kFloat32 || !bfloat16) return Rung::kTiled;
+  if (!multiplies_bfloat16(dtype)) return Rung::kTiled;
   return is_hopper() ? Rung::kHopper : Rung::kTensorCores;
 }
 
 Rung rung_for(DType dtype, Rung asked) {
-  const bool float32 = dtype == DType::kFloat32;
-  const bool bfloat16 = float32 && product_precision() == Precision::kBfloat16;
-  const bool has_it = asked == Rung::kHopper        ? bfloat16
-                      : asked == Rung::kTensorCores ? float32
+  const bool has_it = asked == Rung::kHopper        ? multiplies_bfloat16(dtype)
+                      : asked == Rung::kTensorCores ? dtype != DType::kFloat64
                                                     : asked != Rung::kAutomatic;
   return has_it ? asked : best_rung(dtype);
 }

@@ -15,6 +15,9 @@ enum class Rung {
   kHopper,  // hopper/: bfloat16 alone, its own instructions; what it does not take goes to the one above
 };
 
+/// May the products of tensors of this type round their factors to bfloat16?
+bool multiplies_bfloat16(DType dtype);
+
 /// The fastest rung that keeps the digits that are asked for (core/precision.h). Tensor cores multiply
 /// a float32 only after its fraction was cut from 24 to 11 bits (tf32) or 8 (bfloat16). That is enough
 /// to train with, but it is another type: float32 means float32 here, as in PyTorch's matrix products,

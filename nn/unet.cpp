@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/precision.h"
+
 namespace mutilde {
 
 ResBlock::ResBlock(int64_t in_channels, int64_t out_channels, int64_t embedding_channels,
@@ -48,7 +50,8 @@ Tensor ResBlock::compute(const Tensor& x, const Tensor& embedding, double dropou
   if (scale_shift_) {
     h = out_norm_.forward_silu(h, projected);
   } else {
-    h = out_norm_.forward_silu(h + projected.reshape({x.size(0), 1, 1, h.size(-1)}));
+    const Tensor added = projected.reshape({x.size(0), 1, 1, h.size(-1)});
+    h = out_norm_.forward_silu(h + cast(added, h.dtype()));
   }
   if (dropout_p > 0) h = dropout(h, dropout_p, position);
   return (skip_ ? skip_->forward(x) : x) + out_conv_.forward(h);
@@ -253,6 +256,12 @@ Tensor UNet::forward(const Tensor& x, const Tensor& t, const Tensor& y,
 
   Tensor h = x;
   if (low_res.defined()) h = concat({x, resize_bilinear(low_res, x.size(1), x.size(2))});
+  // As the original's convert_to_fp16 has it: the blocks, which are nearly all of the work, in the short
+  // type; the timestep's embedding, all parameters and the layers behind the blocks in the input's.
+  if (product_precision() == Precision::kBfloat16 && x.dtype() == DType::kFloat32 &&
+      backend(x).has_bfloat16_kernels()) {
+    h = cast(h, DType::kBFloat16);
+  }
   std::vector<Tensor> skips;
   for (const auto& block : input_blocks_) {
     h = block->forward(h, context);
@@ -263,7 +272,7 @@ Tensor UNet::forward(const Tensor& x, const Tensor& t, const Tensor& y,
     h = block->forward(concat({h, skips.back()}), context);
     skips.pop_back();
   }
-  return out_conv_->forward(out_norm_->forward_silu(h));
+  return out_conv_->forward(out_norm_->forward_silu(cast(h, x.dtype())));
 }
 
 }  // namespace mutilde

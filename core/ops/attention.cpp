@@ -6,7 +6,7 @@ namespace mutilde {
 
 // Defined by: softmax((q D^-1/4) (k D^-1/4)^T) v for each head
 Tensor attention(const Tensor& qkv, int64_t heads) {
-  require_floating("attention", "qkv", qkv);
+  require_activation("attention", "qkv", qkv);
   require_rank("attention", "qkv", qkv, 3, "[N, T, heads * 3 * D]");
   if (heads < 1 || qkv.size(2) == 0 || qkv.size(2) % (3 * heads) != 0) {
     fail<ShapeError>("attention: {} channels do not divide into q, k, v of {} heads (qkv {})",
@@ -14,7 +14,7 @@ Tensor attention(const Tensor& qkv, int64_t heads) {
   }
   const int64_t N = qkv.size(0), T = qkv.size(1);
   const Tensor out = Tensor::empty({N, T, qkv.size(2) / 3}, qkv.dtype(), qkv.device());
-  const Tensor log_sum_exp = Tensor::empty({N, heads, T}, statistics_dtype(qkv), qkv.device());
+  const Tensor log_sum_exp = Tensor::empty({N, heads, T}, parameter_dtype(qkv), qkv.device());
   backend(qkv).attention(qkv, heads, out, log_sum_exp);
   // The T x T weights are computed again from qkv and log_sum_exp.
   return record("attention", out, {qkv},

@@ -14,10 +14,16 @@ inline void require_defined(const char* op, const char* name, const Tensor& x) {
 
 inline void require_floating(const char* op, const char* name, const Tensor& x) {
   require_defined(op, name, x);
-  // A bfloat16 is floating, but no kernel computes with it yet.
   if (!is_floating(x.dtype()) || x.dtype() == DType::kBFloat16) {
     fail<DTypeError>("{}: {} is {}, float32 or float64 is expected", op, name, name_of(x.dtype()));
   }
+}
+
+/// Floating, and bfloat16 only on a device whose kernels take it.
+inline void require_activation(const char* op, const char* name, const Tensor& x) {
+  require_defined(op, name, x);
+  if (x.dtype() == DType::kBFloat16 && backend(x).has_bfloat16_kernels()) return;
+  require_floating(op, name, x);
 }
 
 inline void require_dtype(const char* op, const char* name, const Tensor& x, DType dtype) {
@@ -45,6 +51,19 @@ inline void require_alike(const char* op, const char* name, const Tensor& x, con
   require_same_device(op, name, x, first);
 }
 
+/// What parameters, statistics and their gradients are where activations are x: float32 at least.
+inline DType parameter_dtype(const Tensor& x) {
+  return x.dtype() == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+}
+
+/// Of that dtype, and on x's device.
+inline void require_parameter(const char* op, const char* name, const Tensor& parameter,
+                              const Tensor& x) {
+  if (x.dtype() != DType::kBFloat16) return require_alike(op, name, parameter, x);
+  require_dtype(op, name, parameter, DType::kFloat32);
+  require_same_device(op, name, parameter, x);
+}
+
 /// `axes` names them for the message: "[N, H, W, C]".
 inline void require_rank(const char* op, const char* name, const Tensor& x, int rank,
                          const char* axes) {
@@ -69,13 +88,10 @@ inline int64_t size_product(const char* op, int64_t a, int64_t b) {
 /// What a backward needs of a tensor, outside the graph; nothing where it is not needed.
 inline Tensor save_if(bool needed, const Tensor& x) { return needed ? x.detach() : Tensor{}; }
 
-/// Row-wise statistics (means, log-sum-exps) are at least float32.
-inline DType statistics_dtype(const Tensor& x) {
-  return x.dtype() == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-}
-
 /// Sums x over the axes along which `shape` was broadcast to x's shape: the backward of a
 /// broadcast. Not recorded. Defined in reduce.cpp.
 Tensor sum_to(const Tensor& x, const Shape& shape);
+/// The same for a parameter that was broadcast: in parameter_dtype(x).
+Tensor sum_to_parameter(const Tensor& x, const Shape& shape);
 
 }  // namespace mutilde

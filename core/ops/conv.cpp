@@ -32,13 +32,13 @@ Shape conv2d_shape(const Tensor& x, const Tensor& weight, int64_t stride, int64_
 
 Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t stride,
               int64_t padding) {
-  require_floating("conv2d", "input", x);
-  require_alike("conv2d", "weight", weight, x);
+  require_activation("conv2d", "input", x);
+  require_parameter("conv2d", "weight", weight, x);
   require_rank("conv2d", "input", x, 4, "[N, H, W, C]");
   require_rank("conv2d", "weight", weight, 4, "[C_out, kH, kW, C]");
   const Shape shape = conv2d_shape(x, weight, stride, padding);
   if (bias.defined()) {
-    require_alike("conv2d", "bias", bias, x);
+    require_parameter("conv2d", "bias", bias, x);
     require_shape("conv2d", "bias", bias, {weight.size(0)});
   }
   const Conv2dGeometry geometry{stride, padding};
@@ -49,18 +49,17 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t
                  want_bias = bias.requires_grad(), saved_x = save_if(weight.requires_grad(), x),
                  saved_weight = save_if(x.requires_grad(), weight)](
                     const Tensor& cotangent) -> std::vector<Tensor> {
-                  const DType dtype = cotangent.dtype();
                   const Device device = cotangent.device();
                   Tensor dx, dweight, dbias;
                   if (saved_weight.defined()) {
-                    dx = Tensor::empty(shape_x, dtype, device);
+                    dx = Tensor::empty(shape_x, cotangent.dtype(), device);
                     backend(device).conv2d_backward_input(cotangent, saved_weight, geometry, dx);
                   }
                   if (saved_x.defined()) {
-                    dweight = Tensor::empty(shape_weight, dtype, device);
+                    dweight = Tensor::empty(shape_weight, parameter_dtype(cotangent), device);
                     backend(device).conv2d_backward_weight(saved_x, cotangent, geometry, dweight);
                   }
-                  if (want_bias) dbias = sum_to(cotangent, {cotangent.size(-1)});
+                  if (want_bias) dbias = sum_to_parameter(cotangent, {cotangent.size(-1)});
                   return {dx, dweight, dbias};
                 });
 }

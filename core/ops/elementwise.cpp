@@ -7,7 +7,7 @@ namespace mutilde {
 namespace {
 
 Tensor call_binary(const char* name, BinaryOp op, const Tensor& a, const Tensor& b) {
-  require_floating(name, "a", a);
+  require_activation(name, "a", a);
   require_alike(name, "b", b, a);
   const bool compares = op == BinaryOp::kLess || op == BinaryOp::kGreaterEqual;
   const Tensor out = Tensor::empty(broadcast_shapes(name, a.shape(), b.shape()),
@@ -22,7 +22,7 @@ Tensor call_binary(const char* name, BinaryOp op, const Tensor& a, const Tensor&
 enum class Saves { kInput, kOutput, kNothing };
 
 Tensor call_unary(const char* name, UnaryOp op, const Tensor& x, Saves saves) {
-  require_floating(name, "x", x);
+  require_activation(name, "x", x);
   const Tensor out = empty_like(x);
   backend(x).unary(op, x, out);
   return record(name, out, {x},
@@ -83,7 +83,7 @@ Tensor div(const Tensor& a, const Tensor& b) {
 }
 
 Tensor affine(const Tensor& x, double scale, double shift) {
-  require_floating("affine", "x", x);
+  require_activation("affine", "x", x);
   const Tensor out = empty_like(x);
   backend(x).affine(x, scale, shift, out);
   return record("affine", out, {x}, [scale](const Tensor& cotangent) -> std::vector<Tensor> {
@@ -110,7 +110,7 @@ Tensor sigmoid(const Tensor& x) {
 Tensor silu(const Tensor& x) { return call_unary("silu", UnaryOp::kSilu, x, Saves::kInput); }
 
 Tensor clamp(const Tensor& x, double low, double high) {
-  require_floating("clamp", "x", x);
+  require_activation("clamp", "x", x);
   if (!(low <= high)) fail<Error>("clamp: low {} is not below high {}", low, high);
   const Tensor out = empty_like(x);
   backend(x).clamp(x, low, high, out);
@@ -124,7 +124,7 @@ Tensor clamp(const Tensor& x, double low, double high) {
 
 Tensor where(const Tensor& condition, const Tensor& a, const Tensor& b) {
   require_dtype("where", "condition", condition, DType::kUInt8);
-  require_floating("where", "a", a);
+  require_activation("where", "a", a);
   require_alike("where", "b", b, a);
   require_same_device("where", "condition", condition, a);
   const Shape shape =
@@ -146,7 +146,7 @@ Tensor greater_equal(const Tensor& a, const Tensor& b) {
 }
 
 Tensor dropout(const Tensor& x, double p, RandomPosition position) {
-  require_floating("dropout", "x", x);
+  require_activation("dropout", "x", x);
   if (!(p >= 0 && p < 1)) fail<Error>("dropout: p is {}, 0 <= p < 1 is expected", p);
   if (position.offset % 4 != 0) {
     fail<Error>("dropout: the offset {} of the random position is no multiple of 4",

@@ -136,7 +136,7 @@ std::vector<Tensor> split(const Tensor& x, int64_t parts) {
 }
 
 Tensor broadcast_to(const Tensor& x, const Shape& shape) {
-  require_floating("broadcast_to", "x", x);
+  require_activation("broadcast_to", "x", x);
   if (x.shape() == shape) return x;
   if (!(broadcast_shapes("broadcast_to", x.shape(), shape) == shape)) {
     fail<ShapeError>("broadcast_to: {} does not broadcast to {}", x.shape(), shape);

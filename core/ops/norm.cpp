@@ -8,24 +8,24 @@ namespace {
 
 Tensor call_group_norm(const char* name, const Tensor& x, const Tensor& weight, const Tensor& bias,
                        const Tensor& scale_shift, const GroupNormOptions& options) {
-  require_floating(name, "x", x);
+  require_activation(name, "x", x);
   if (x.rank() < 2) fail<ShapeError>("{}: x is {}, [N, .., C] is expected", name, x.shape());
   const int64_t N = x.size(0), C = x.size(-1), P = x.shape().product(1, x.rank() - 1);
   if (options.groups < 1 || C % options.groups != 0) {
     fail<ShapeError>("{}: {} channels do not divide into {} groups (x {})", name, C, options.groups,
                      x.shape());
   }
-  require_alike(name, "weight", weight, x);
-  require_alike(name, "bias", bias, x);
+  require_parameter(name, "weight", weight, x);
+  require_parameter(name, "bias", bias, x);
   require_shape(name, "weight", weight, {C});
   require_shape(name, "bias", bias, {C});
   if (scale_shift.defined()) {
-    require_alike(name, "scale_shift", scale_shift, x);
+    require_parameter(name, "scale_shift", scale_shift, x);
     require_shape(name, "scale_shift", scale_shift, {N, 2 * C});
   }
   const Tensor x3 = view_of(x, {N, P, C}, 0);
   const Tensor out = empty_like(x3);
-  const Tensor mean = Tensor::empty({N, options.groups}, statistics_dtype(x), x.device());
+  const Tensor mean = Tensor::empty({N, options.groups}, parameter_dtype(x), x.device());
   const Tensor rstd = empty_like(mean);
   backend(x).group_norm(x3, weight, bias, scale_shift, options, out, mean, rstd);
   return record(

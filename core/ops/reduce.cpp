@@ -41,18 +41,22 @@ Reduced reduced_shapes(const char* op, const Tensor& x, const std::vector<int>& 
 }
 
 Tensor call_reduce(ReduceOp op, const Tensor& x, const Shape& kept) {
-  const Tensor out = Tensor::empty(kept, x.dtype(), x.device());
+  const Tensor out = Tensor::empty(kept, parameter_dtype(x), x.device());
   backend(x).reduce(op, x, out);
   return out;
 }
 
 }  // namespace
 
-Tensor sum_to(const Tensor& x, const Shape& shape) {
-  if (x.shape() == shape) return x;
+Tensor sum_to_parameter(const Tensor& x, const Shape& shape) {
   Shape kept = x.shape();  // `shape` with leading axes of size 1
   for (int i = 1; i <= x.rank(); ++i) kept = kept.with(-i, i <= shape.rank() ? shape[-i] : 1);
-  return view_of(x.shape() == kept ? x : call_reduce(ReduceOp::kSum, x, kept), shape, 0);
+  if (x.shape() == kept) return cast(view_of(x, shape, 0), parameter_dtype(x));
+  return view_of(call_reduce(ReduceOp::kSum, x, kept), shape, 0);
+}
+
+Tensor sum_to(const Tensor& x, const Shape& shape) {
+  return x.shape() == shape ? x : cast(sum_to_parameter(x, shape), x.dtype());
 }
 
 Tensor sum(const Tensor& x, const std::vector<int>& axes, bool keep_axes) {

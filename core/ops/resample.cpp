@@ -7,7 +7,7 @@ namespace mutilde {
 namespace {
 
 void require_images(const char* op, const Tensor& x) {
-  require_floating(op, "x", x);
+  require_activation(op, "x", x);
   require_rank(op, "x", x, 4, "[N, H, W, C]");
 }
 
@@ -53,6 +53,7 @@ Tensor avg_pool2d(const Tensor& x, int64_t factor) {
 
 Tensor resize_bilinear(const Tensor& x, int64_t height, int64_t width) {
   require_images("resize_bilinear", x);
+  require_floating("resize_bilinear", "x", x);
   if (height < 1 || width < 1 || x.size(1) < 1 || x.size(2) < 1) {
     fail<ShapeError>("resize_bilinear: cannot resize {} to {} x {}", x.shape(), height, width);
   }

@@ -149,8 +149,9 @@ cudaError_t cudaGetDevice(int* device) {
 cudaError_t cudaSetDevice(int device) {
   return result(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
 }
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
-  *value = mutilde::emulation::options().hopper ? 9 : 8;
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  const int major = mutilde::emulation::options().hopper ? 9 : 8;
+  *value = attribute == cudaDevAttrMultiProcessorCount ? 4 : major;
   return result(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
 }
 cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }

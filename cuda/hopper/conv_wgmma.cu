@@ -1,18 +1,19 @@
 // Rung 4 of the convolution (conv_plain.cu has 1, product_tiled.h and product_wmma.h 2 and 3): Hopper's
 // copy engine and wgmma. wgmma.h tells what is gained and why, and has all but which tiles are copied.
 //
-// Forward, the rows of the product are 128 output pixels that form a box: in the image, and where
-// images are small in several of them. Its k are taps (kh, kw) and 64 channels c at a time. All that
-// one step needs of x is then that box, shifted by the tap: a box of x itself, which the engine copies
-// in one go. With stride 2 it takes every other pixel. Where the box leaves the image, in the padding or
-// beyond the last pixel, it brings zeros: no index is computed, no border is a case.
+// Forward, the rows of the product are output pixels that form a box: in the image, and where images are
+// small in several of them. Its k are taps (kh, kw) and 64 channels c at a time. All that one step needs of
+// x is then that box, shifted by the tap: a box of x itself, which the engine copies in one go. With
+// stride 2 it takes every other pixel. Where the box leaves the image, in the padding or beyond the last
+// pixel, it brings zeros: no index is computed, no border is a case.
 //
-// In the gradient of the weight the pixels are the k, 64 in a box; rows are c_out, columns the c of one
-// tap. Both factors lie along their outers then. There are few tiles of results and many pixels, so
+// The gradient of the input with stride 1 is a convolution too, of dout with the weight turned by half a
+// turn: tap by tap from the last to the first, with c_out as k. The weight lies there as it is, which makes
+// its rows in memory run along the columns. With stride 2 the caller puts zeros between the pixels of dout.
+//
+// In the gradient of the weight the pixels are the k, 64 in a box; rows are c_out, columns the 64 c at a time
+// of all taps. Both factors lie along their outers then. There are few tiles of results and many pixels, so
 // blocks share those of a tile: each sums a chunk of boxes, and the caller adds up the chunks.
-//
-// The gradient of the input with stride 1 is a convolution, of dout with the weight turned by half a
-// turn: the caller does that (conv.cu).
 #include <algorithm>
 #include <bit>
 
@@ -44,73 +45,97 @@ __device__ void copy_patches(const CUtensorMap& x, const ConvSizes& s, const Box
             begin.w * s.stride + tap % s.kW - s.padding, c, tile, full);
 }
 
-__global__ void __launch_bounds__(kThreads)
+/// `turned`: the gradient of the input, with s that of the convolution of dout.
+template <class Tile, bool turned, class Out>
+__global__ void __launch_bounds__(kThreads, Tile::kBlocks)
     conv(ConvSizes s, int N, Box box, const __grid_constant__ CUtensorMap x,
          const __grid_constant__ CUtensorMap weight, const float* __restrict__ bias,
-         float* __restrict__ out) {
-  Shared& shared = shared_memory();
+         Out* __restrict__ out) {
+  auto& shared = Tile::shared_memory();
   const Box begin = begin_of(blockIdx.x, s, box);
-  const int c_out = blockIdx.y * kColumns;
-  const int steps_c = ceil_div(s.C, kDepth), steps = s.kH * s.kW * steps_c;
+  const int c_out = blockIdx.y * Tile::kColumns, taps = s.kH * s.kW;
+  const int steps_c = ceil_div(s.C, kDepth), steps = taps * steps_c;
   const int group = threadIdx.x / kGroup;
   if (threadIdx.x == 0) init_barriers(shared);
   __syncthreads();
 
   if (group == kGroups) {
     if (threadIdx.x % 32 != 0) return;
-    return produce(shared, steps, [&](int step, Stage& stage, uint64_t* full) {
+    return produce<Tile>(shared, steps, [&](int step, typename Tile::Stage& stage, uint64_t* full) {
       const int tap = step / steps_c, c = step % steps_c * kDepth;
       copy_patches(x, s, begin, tap, c, stage.a, full);
-      copy_tile(weight, c_out, tap, c, stage.b, full);
+      if constexpr (turned) {
+        for (int half = 0; half < Tile::kColumns / 64; ++half) {
+          copy_tile(weight, c, taps - 1 - tap, c_out + half * 64, stage.b + half * kHalfTile, full);
+        }
+      } else {
+        copy_tile(weight, c_out, tap, c, stage.b, full);
+      }
     });
   }
-  float sum[64] = {};
-  consume<Layout::kAlongK, Layout::kAlongK>(shared, group, steps, sum);
-  store_sums(group, sum, [&](int row, int tile_column, float2 pair) {
+  typename Tile::Sums sums = {};
+  consume<Tile, Layout::kAlongK, turned ? Layout::kAlongOuter : Layout::kAlongK>(shared, group,
+                                                                                 steps, sums);
+  const auto at = [&](int row, int tile_column) -> Out* {
     const int w = begin.w + row % box.w, h = begin.h + row / box.w % box.h;
     const int n = begin.n + row / box.w / box.h, column = c_out + tile_column;
-    if (w >= s.W_out || h >= s.H_out || n >= N || column >= s.C_out) return;
-    if (bias != nullptr) pair = make_float2(pair.x + bias[column], pair.y + bias[column + 1]);
-    const size_t pixel = (size_t(n) * s.H_out + h) * s.W_out + w;
-    *reinterpret_cast<float2*>(out + pixel * s.C_out + column) = pair;
+    if (w >= s.W_out || h >= s.H_out || n >= N || column >= s.C_out) return nullptr;
+    return out + ((size_t(n) * s.H_out + h) * s.W_out + w) * s.C_out + column;
+  };
+  store_sums<Tile, Out>(group, sums, at, [&](int tile_column) {
+    const int column = c_out + tile_column;
+    if (bias == nullptr || column >= s.C_out) return make_float2(0, 0);
+    return make_float2(bias[column], bias[column + 1]);
   });
 }
+
+using WeightTile = Blocking<1, 2>;
+constexpr int kPieces = WeightTile::kColumns / 64;  // of 64 channels of one tap
+
+__host__ __device__ int pieces(const ConvSizes& s) { return s.kH * s.kW * ceil_div(s.C, 64); }
 
 __global__ void __launch_bounds__(kThreads)
     conv_backward_weight(ConvSizes s, int N, Box box, int chunk,
                          const __grid_constant__ CUtensorMap x,
                          const __grid_constant__ CUtensorMap dout, float* __restrict__ partial) {
-  Shared& shared = shared_memory();
-  const int tiles_c = ceil_div(s.C, kColumns), taps = s.kH * s.kW;
-  const int tap = blockIdx.y / tiles_c, c = blockIdx.y % tiles_c * kColumns;
-  const int c_out = blockIdx.x * kRows, group = threadIdx.x / kGroup;
+  auto& shared = WeightTile::shared_memory();
+  const int pieces_c = ceil_div(s.C, 64), taps = s.kH * s.kW;
+  const int c_out = blockIdx.x * WeightTile::kRows, first_piece = blockIdx.y * kPieces;
+  const int group = threadIdx.x / kGroup;
   const int first = blockIdx.z * chunk, steps = min(boxes(s, N, box) - first, chunk);
   if (threadIdx.x == 0) init_barriers(shared);
   __syncthreads();
 
   if (group == kGroups) {
     if (threadIdx.x % 32 != 0) return;
-    return produce(shared, steps, [&](int step, Stage& stage, uint64_t* full) {
-      const Box begin = begin_of(first + step, s, box);
-      for (int half = 0; half < 2; ++half) {
-        copy_tile(dout, begin.n, begin.h, begin.w, c_out + half * 64, stage.a + half * kHalfTile,
-                  full);
-        copy_patches(x, s, begin, tap, c + half * 64, stage.b + half * kHalfTile, full);
-      }
-    });
+    return produce<WeightTile>(
+        shared, steps, [&](int step, WeightTile::Stage& stage, uint64_t* full) {
+          const Box begin = begin_of(first + step, s, box);
+          for (int half = 0; half < WeightTile::kRows / 64; ++half) {
+            copy_tile(dout, begin.n, begin.h, begin.w, c_out + half * 64,
+                      stage.a + half * kHalfTile, full);
+          }
+          for (int i = 0; i < kPieces; ++i) {  // those beyond the last tap are not stored
+            const int piece = min(first_piece + i, pieces(s) - 1);
+            copy_patches(x, s, begin, piece / pieces_c, piece % pieces_c * 64,
+                         stage.b + i * kHalfTile, full);
+          }
+        });
   }
-  float sum[64] = {};
-  consume<Layout::kAlongOuter, Layout::kAlongOuter>(shared, group, steps, sum);
-  store_sums(group, sum, [&](int tile_row, int tile_column, float2 pair) {
-    const int row = c_out + tile_row, column = c + tile_column;
-    if (row >= s.C_out || column >= s.C) return;
-    const size_t weight = (size_t(blockIdx.z) * s.C_out + row) * taps + tap;
-    *reinterpret_cast<float2*>(partial + weight * s.C + column) = pair;
-  });
+  WeightTile::Sums sums = {};
+  consume<WeightTile, Layout::kAlongOuter, Layout::kAlongOuter>(shared, group, steps, sums);
+  const auto at = [&](int tile_row, int tile_column) -> float* {
+    const int row = c_out + tile_row, piece = first_piece + tile_column / 64;
+    const int tap = piece / pieces_c, c = piece % pieces_c * 64 + tile_column % 64;
+    if (row >= s.C_out || tap >= taps || c >= s.C) return nullptr;
+    return partial + ((size_t(blockIdx.z) * s.C_out + row) * taps + tap) * s.C + c;
+  };
+  store_sums<WeightTile, float>(group, sums, at, [](int) { return make_float2(0, 0); });
 }
 
+/// A side of what the copy engine copies spans 256 pixels at most.
 Box box_of(int pixels, const ConvSizes& s) {
-  const int w = std::min<int>(std::bit_ceil(unsigned(s.W_out)), pixels);
+  const int w = std::min({int(std::bit_ceil(unsigned(s.W_out))), pixels, 256 / s.stride});
   const int h = std::min<int>(std::bit_ceil(unsigned(s.H_out)), pixels / w);
   return {pixels / w / h, h, w};
 }
@@ -123,30 +148,87 @@ CUtensorMap images_map(const __nv_bfloat16* images, int N, int H, int W, int C, 
                        {64, box.w * step, box.h * step, cuuint32_t(box.n)}, {1, step, step, 1});
 }
 
-/// Of the gradient of the weight: tiles for 264 blocks, two for each of an H100's multiprocessors, and
-/// no chunk that is not worth its partial sums.
+CUtensorMap weight_map(const __nv_bfloat16* weight, int C_out, int taps, int C, int box_c_out) {
+  return tensor_map<3>(weight, {cuuint64_t(C), cuuint64_t(taps), cuuint64_t(C_out)},
+                       {64, 1, cuuint32_t(box_c_out)}, {1, 1, 1});
+}
+
+template <class Tile, bool turned, class Out>
+void launch_conv(const ConvSizes& s, int N, const __nv_bfloat16* x, const __nv_bfloat16* weight,
+                 const float* bias, Out* out, cudaStream_t stream) {
+  const Box box = box_of(Tile::kRows, s);
+  const int taps = s.kH * s.kW;
+  launch<conv<Tile, turned, Out>>(
+      {.grid = {unsigned(boxes(s, N, box)), unsigned(ceil_div(s.C_out, Tile::kColumns))},
+       .block = kThreads,
+       .shared_bytes = Tile::kSharedBytes,
+       .stream = stream},
+      s, N, box, images_map(x, N, s.H, s.W, s.C, box, s.stride),
+      turned ? weight_map(weight, s.C, taps, s.C_out, 64)
+             : weight_map(weight, s.C_out, taps, s.C, Tile::kColumns),
+      bias, out);
+}
+
+/// With fewer large tiles than there are multiprocessors, small ones are faster. (What a tile's size does not
+/// change is any sum.)
+template <bool turned, class Out>
+void launch_best_conv(const ConvSizes& s, int N, const __nv_bfloat16* x,
+                      const __nv_bfloat16* weight, const float* bias, Out* out,
+                      cudaStream_t stream) {
+  const auto is_enough = [&](int rows, int columns) {
+    return 10 * boxes(s, N, box_of(rows, s)) * ceil_div(s.C_out, columns) >= 9 * multiprocessors();
+  };
+  const bool fits_wide = ceil_div(s.C_out, 128) % 2 == 0;
+  if (fits_wide && is_enough(128, 256))
+    return launch_conv<Blocking<1, 2>, turned>(s, N, x, weight, bias, out, stream);
+  if (is_enough(256, 128))
+    return launch_conv<Blocking<2, 1>, turned>(s, N, x, weight, bias, out, stream);
+  launch_conv<Blocking<1, 1>, turned>(s, N, x, weight, bias, out, stream);
+}
+
+/// The convolution of dout that is the gradient of the input, dout with zeros between its pixels. Its
+/// padding is what the kernel reaches beyond the other's.
+ConvSizes turned(const ConvSizes& s) {
+  return {
+      dilated(s.H_out, s.stride), dilated(s.W_out, s.stride), s.C_out, s.H, s.W, s.C, s.kH, s.kW, 1,
+      s.kH - 1 - s.padding};
+}
+
+/// Tiles of results for the 132 multiprocessors of an H100 or H200, once or twice, and no chunk that is not worth
+/// its partial sums. Constants, so that every GPU adds up the same chunks.
 int boxes_of_chunk(const ConvSizes& s, int N) {
-  constexpr int kBlocks = 264, kLeastChunk = 8;
-  const int tiles = ceil_div(s.C_out, kRows) * ceil_div(s.C, kColumns) * s.kH * s.kW;
+  constexpr int kLeastChunk = 8, kBlocks = 132;
+  const int tiles = ceil_div(s.C_out, WeightTile::kRows) * ceil_div(pieces(s), kPieces);
+  const int once = kBlocks / tiles, twice = 2 * kBlocks / tiles;
+  const int wanted = 10 * once * tiles >= 9 * kBlocks ? once : twice;
   const int n = boxes(s, N, box_of(kDepth, s));
-  return ceil_div(n, std::clamp(std::min(kBlocks / tiles, n / kLeastChunk), 1, kBlocks));
+  return ceil_div(n, std::max(1, std::min(wanted, n / kLeastChunk)));
 }
 
 }  // namespace
 
+template <class Out>
 void conv2d_wgmma(const ConvSizes& s, int N, const __nv_bfloat16* x, const __nv_bfloat16* weight,
-                  const float* bias, float* out, cudaStream_t stream) {
-  require("conv2d_wgmma", conv2d_wgmma_takes(s));
-  const Box box = box_of(kRows, s);
-  const CUtensorMap weight_map =
-      tensor_map<3>(weight, {cuuint64_t(s.C), cuuint64_t(s.kH * s.kW), cuuint64_t(s.C_out)},
-                    {64, 1, kColumns}, {1, 1, 1});
-  launch<conv>({.grid = {unsigned(boxes(s, N, box)), unsigned(ceil_div(s.C_out, kColumns))},
-                .block = kThreads,
-                .shared_bytes = kSharedBytes,
-                .stream = stream},
-               s, N, box, images_map(x, N, s.H, s.W, s.C, box, s.stride), weight_map, bias, out);
+                  const float* bias, Out* out, cudaStream_t stream) {
+  require("conv2d_wgmma", conv2d_wgmma_takes(s, sizeof(Out) == 2));
+  launch_best_conv<false>(s, N, x, weight, bias, out, stream);
 }
+
+template <class Out>
+void conv2d_backward_input_wgmma(const ConvSizes& s, int N, const __nv_bfloat16* dout,
+                                 const __nv_bfloat16* weight, Out* dx, cudaStream_t stream) {
+  require("conv2d_backward_input_wgmma", conv2d_backward_wgmma_takes(s));
+  launch_best_conv<true>(turned(s), N, dout, weight, nullptr, dx, stream);
+}
+
+template void conv2d_wgmma(const ConvSizes&, int, const __nv_bfloat16*, const __nv_bfloat16*,
+                           const float*, float*, cudaStream_t);
+template void conv2d_wgmma(const ConvSizes&, int, const __nv_bfloat16*, const __nv_bfloat16*,
+                           const float*, __nv_bfloat16*, cudaStream_t);
+template void conv2d_backward_input_wgmma(const ConvSizes&, int, const __nv_bfloat16*,
+                                          const __nv_bfloat16*, float*, cudaStream_t);
+template void conv2d_backward_input_wgmma(const ConvSizes&, int, const __nv_bfloat16*,
+                                          const __nv_bfloat16*, __nv_bfloat16*, cudaStream_t);
 
 int conv2d_backward_weight_chunks(const ConvSizes& s, int N) {
   return ceil_div(boxes(s, N, box_of(kDepth, s)), boxes_of_chunk(s, N));
@@ -154,16 +236,17 @@ int conv2d_backward_weight_chunks(const ConvSizes& s, int N) {
 
 void conv2d_backward_weight_wgmma(const ConvSizes& s, int N, const __nv_bfloat16* x,
                                   const __nv_bfloat16* dout, float* partial, cudaStream_t stream) {
-  require("conv2d_backward_weight_wgmma", conv2d_backward_weight_wgmma_takes(s));
+  require("conv2d_backward_weight_wgmma", conv2d_backward_wgmma_takes(s));
   const Box box = box_of(kDepth, s);
-  launch<conv_backward_weight>(
-      {.grid = {unsigned(ceil_div(s.C_out, kRows)), unsigned(ceil_div(s.C, kColumns) * s.kH * s.kW),
-                unsigned(conv2d_backward_weight_chunks(s, N))},
-       .block = kThreads,
-       .shared_bytes = kSharedBytes,
-       .stream = stream},
-      s, N, box, boxes_of_chunk(s, N), images_map(x, N, s.H, s.W, s.C, box, s.stride),
-      images_map(dout, N, s.H_out, s.W_out, s.C_out, box, 1), partial);
+  launch<conv_backward_weight>({.grid = {unsigned(ceil_div(s.C_out, WeightTile::kRows)),
+                                         unsigned(ceil_div(pieces(s), kPieces)),
+                                         unsigned(conv2d_backward_weight_chunks(s, N))},
+                                .block = kThreads,
+                                .shared_bytes = WeightTile::kSharedBytes,
+                                .stream = stream},
+                               s, N, box, boxes_of_chunk(s, N),
+                               images_map(x, N, s.H, s.W, s.C, box, s.stride),
+                               images_map(dout, N, s.H_out, s.W_out, s.C_out, box, 1), partial);
 }
 
 }  // namespace mutilde::cuda

@@ -14,6 +14,8 @@ namespace mutilde::cuda {
 
 /// Does the current GPU have the instructions?
 bool is_hopper();
+/// How many multiprocessors it has.
+int multiprocessors();
 
 /// out = a b as in matmul_ladder.h.
 inline bool matmul_wgmma_takes(int64_t M, int64_t N, int64_t K) {
@@ -22,17 +24,30 @@ inline bool matmul_wgmma_takes(int64_t M, int64_t N, int64_t K) {
 void matmul_wgmma(const __nv_bfloat16* a, const __nv_bfloat16* b, float* out, int M, int N, int K,
                   cudaStream_t stream);
 
-/// out = conv2d(x, weight) + bias as in conv_plain.h, of N images; bias is float32 too.
-inline bool conv2d_wgmma_takes(const ConvSizes& s) {
-  return s.C > 0 && s.C_out > 0 && s.C % 8 == 0 && s.C_out % 2 == 0 && s.stride <= 2;
+/// out = conv2d(x, weight) + bias as in conv_plain.h, of N images; bias is float32, and Out float or
+/// __nv_bfloat16, here and below.
+inline bool conv2d_wgmma_takes(const ConvSizes& s, bool short_out) {
+  return s.C > 0 && s.C_out > 0 && s.C % 8 == 0 && s.C_out % (short_out ? 8 : 2) == 0 &&
+         s.stride <= 2;
 }
+template <class Out>
 void conv2d_wgmma(const ConvSizes& s, int N, const __nv_bfloat16* x, const __nv_bfloat16* weight,
-                  const float* bias, float* out, cudaStream_t stream);
+                  const float* bias, Out* out, cudaStream_t stream);
+
+/// The pixels along a side of dout with stride - 1 zeros between its `size`.
+inline int dilated(int size, int stride) { return (size - 1) * stride + 1; }
+
+/// Both gradients.
+inline bool conv2d_backward_wgmma_takes(const ConvSizes& s) {
+  return s.C > 0 && s.C_out > 0 && s.C % 8 == 0 && s.C_out % 8 == 0 && s.stride <= 2 &&
+         s.kH == s.kW && s.padding < s.kH;
+}
+/// dout: [N, dilated(H_out), dilated(W_out), C_out], with those zeros.
+template <class Out>
+void conv2d_backward_input_wgmma(const ConvSizes& s, int N, const __nv_bfloat16* dout,
+                                 const __nv_bfloat16* weight, Out* dx, cudaStream_t stream);
 
 /// partial: [chunks, C_out, kH, kW, C], parts that add up to the gradient of the weight.
-inline bool conv2d_backward_weight_wgmma_takes(const ConvSizes& s) {
-  return s.C > 0 && s.C_out > 0 && s.C % 8 == 0 && s.C_out % 8 == 0 && s.stride <= 2;
-}
 int conv2d_backward_weight_chunks(const ConvSizes& s, int N);
 void conv2d_backward_weight_wgmma(const ConvSizes& s, int N, const __nv_bfloat16* x,
                                   const __nv_bfloat16* dout, float* partial, cudaStream_t stream);

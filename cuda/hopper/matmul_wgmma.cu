@@ -7,31 +7,33 @@ namespace mutilde::cuda {
 namespace {
 
 using namespace hopper;
+using Tile = Blocking<1, 2>;  // 128 x 256
 
 __global__ void __launch_bounds__(kThreads)
     matmul(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,
            float* __restrict__ out, int M, int N, int K) {
-  Shared& shared = shared_memory();
-  const int first_row = blockIdx.y * kRows, first_column = blockIdx.x * kColumns;
+  auto& shared = Tile::shared_memory();
+  const int first_row = blockIdx.y * Tile::kRows, first_column = blockIdx.x * Tile::kColumns;
   const int steps = ceil_div(K, kDepth), group = threadIdx.x / kGroup;
   if (threadIdx.x == 0) init_barriers(shared);
   __syncthreads();
 
   if (group == kGroups) {
     if (threadIdx.x % 32 != 0) return;
-    return produce(shared, steps, [&](int step, Stage& stage, uint64_t* full) {
+    return produce<Tile>(shared, steps, [&](int step, Tile::Stage& stage, uint64_t* full) {
       copy_tile(a, first_row, step * kDepth, stage.a, full);
-      copy_tile(b, step * kDepth, first_column, stage.b, full);
-      copy_tile(b, step * kDepth, first_column + 64, stage.b + kHalfTile, full);
+      for (int half = 0; half < Tile::kColumns / 64; ++half) {
+        copy_tile(b, step * kDepth, first_column + half * 64, stage.b + half * kHalfTile, full);
+      }
     });
   }
-  float sum[64] = {};
-  consume<Layout::kAlongK, Layout::kAlongOuter>(shared, group, steps, sum);
-  store_sums(group, sum, [&](int tile_row, int tile_column, float2 pair) {
+  Tile::Sums sums = {};
+  consume<Tile, Layout::kAlongK, Layout::kAlongOuter>(shared, group, steps, sums);
+  const auto at = [&](int tile_row, int tile_column) -> float* {
     const int row = first_row + tile_row, column = first_column + tile_column;
-    if (row >= M || column >= N) return;
-    *reinterpret_cast<float2*>(out + size_t(row) * N + column) = pair;
-  });
+    return row < M && column < N ? out + size_t(row) * N + column : nullptr;
+  };
+  store_sums<Tile, float>(group, sums, at, [](int) { return make_float2(0, 0); });
 }
 
 /// Of a matrix whose tiles have `box_rows` rows.
@@ -42,22 +44,29 @@ CUtensorMap matrix_map(const __nv_bfloat16* matrix, int rows, int columns, int b
 
 }  // namespace
 
-bool is_hopper() {
-  int device = 0, major = 0;
+namespace {
+
+int attribute(cudaDeviceAttr which) {
+  int device = 0, value = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-        "cudaDeviceGetAttribute");
-  return major == 9;
+  check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
+  return value;
 }
+
+}  // namespace
+
+bool is_hopper() { return attribute(cudaDevAttrComputeCapabilityMajor) == 9; }
+int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
 
 void matmul_wgmma(const __nv_bfloat16* a, const __nv_bfloat16* b, float* out, int M, int N, int K,
                   cudaStream_t stream) {
   require("matmul_wgmma", matmul_wgmma_takes(M, N, K));
-  launch<matmul>({.grid = {unsigned(ceil_div(N, kColumns)), unsigned(ceil_div(M, kRows))},
-                  .block = kThreads,
-                  .shared_bytes = kSharedBytes,
-                  .stream = stream},
-                 matrix_map(a, M, K, kRows), matrix_map(b, K, N, kDepth), out, M, N, K);
+  launch<matmul>(
+      {.grid = {unsigned(ceil_div(N, Tile::kColumns)), unsigned(ceil_div(M, Tile::kRows))},
+       .block = kThreads,
+       .shared_bytes = Tile::kSharedBytes,
+       .stream = stream},
+      matrix_map(a, M, K, Tile::kRows), matrix_map(b, K, N, kDepth), out, M, N, K);
 }
 
 }  // namespace mutilde::cuda

@@ -1,5 +1,5 @@
 // What the kernels of this folder share: the half of a kernel that multiplies, made of Hopper's own
-// instructions (instructions.h). They compute 128 x 128 sums of products a block, in steps of 64 k.
+// instructions (instructions.h), in steps of 64 k.
 //
 // What is gained over wmma, by what:
 //
@@ -7,7 +7,7 @@
 //   the engine computes addresses, fills with zeros beyond the edges, and swizzles: no thread spends
 //   an instruction or a register on a number of a tile.
 //
-//   Nobody waits in turn. Four tiles deep, a warp asks for copies (the producer) while two groups of
+//   Nobody waits in turn. Several tiles deep, a warp asks for copies (the producer) while two groups of
 //   four warps multiply (the consumers). They meet at barriers in shared memory: `full`, which
 //   completes when the bytes have come, and `empty`, when all consumers have done with a tile. A
 //   barrier completes phase after phase, and one waits for a phase by its parity.
@@ -15,6 +15,11 @@
 //   wgmma reads its factors from shared memory itself. A warpgroup's instruction multiplies 64 x 16
 //   by 16 x 128, asynchronously, into 64 registers a thread; wmma had to load each fragment into
 //   registers first.
+//
+// How large a block's tile is decides how much must come from the L2 cache. A step of 64 k of 128 x 128
+// sums takes 512 cycles of a multiprocessor's tensor cores and 32 KB, 64 bytes a cycle, which is more than
+// the cache has for all 132 of them. 128 x 256 or 256 x 128 take 48 KB in 1,024 cycles. But where a product
+// is small, larger tiles leave multiprocessors without one (Blocking).
 //
 // How tiles lie: a row is 64 bfloat16 = 128 bytes, all 32 banks once. Read by columns, rows would
 // collide; so the engine exchanges the 16-byte pieces of a row, piece p of row r going to p xor r % 8,
@@ -30,35 +35,43 @@
 
 namespace mutilde::cuda::hopper {
 
-constexpr int kRows = 128, kColumns = 128, kDepth = 64;  // of a tile
-constexpr int kStages = 4;
+constexpr int kDepth = 64;                // k of a step
 constexpr int kGroup = 128, kGroups = 2;  // threads of a warpgroup; consumers
 constexpr int kThreads = kGroups * kGroup + 32;
 constexpr int kInstructionDepth = 16;                     // k of one wgmma
 constexpr int kPattern = 8 * 64 * sizeof(__nv_bfloat16);  // bytes, of 8 swizzled rows
+constexpr int kHalfTile = 64 * 64;                        // elements: 64 k of 64 outers
 
 /// How a factor's tile lies, with an outer index that counts rows of the product in a and columns in b:
-/// 128 rows of 64 k, one an outer; or 64 rows of 64 outers, one a k, for each half of the outers.
+/// rows of 64 k, one an outer; or for each 64 outers 64 rows, one a k.
 enum class Layout { kAlongK, kAlongOuter };
 
-struct Stage {
-  __nv_bfloat16 a[kRows * kDepth], b[kColumns * kDepth];
-};
-constexpr int kHalfTile = 64 * 64;  // elements
-struct Shared {
-  Stage stages[kStages];
-  uint64_t full[kStages], empty[kStages];
-};
-constexpr int kSharedBytes = sizeof(Shared) + kPattern;
+/// A block's tile: each of its two consumers has `m` times 64 rows of `n` times 128 columns.
+template <int m, int n>
+struct Blocking {
+  static constexpr int kM = m, kN = n, kRows = kGroups * m * 64, kColumns = n * 128;
+  /// Two small blocks fit on a multiprocessor, and one multiplies while the other stores.
+  static constexpr int kStages = m * n == 1 ? 3 : 4, kBlocks = m * n == 1 ? 2 : 1;
 
-/// The block's, where patterns begin at multiples of their size.
-__device__ inline Shared& shared_memory() {
-  const auto bytes = reinterpret_cast<uintptr_t>(dynamic_shared<unsigned char>());
-  return *reinterpret_cast<Shared*>(ceil_div<uintptr_t>(bytes, kPattern) * kPattern);
-}
+  struct Stage {
+    __nv_bfloat16 a[kRows * kDepth], b[kColumns * kDepth];
+  };
+  struct Shared {
+    Stage stages[kStages];
+    uint64_t full[kStages], empty[kStages];
+  };
+  static constexpr int kSharedBytes = sizeof(Shared) + kPattern;
+  using Sums = float[m][n][64];
 
-/// Of the k from `k` on, and of the outers of a half, or from it on. The two distances are those from half to
-/// half (not read where a row is along k) and from pattern to pattern.
+  /// The block's, where patterns begin at multiples of their size.
+  static __device__ Shared& shared_memory() {
+    const auto bytes = reinterpret_cast<uintptr_t>(dynamic_shared<unsigned char>());
+    return *reinterpret_cast<Shared*>(ceil_div<uintptr_t>(bytes, kPattern) * kPattern);
+  }
+};
+
+/// Of the k from `k` on, and the outers from 64 * half on. The two distances are those from 64 outers to the
+/// next (not read where a row is along k) and from pattern to pattern.
 template <Layout layout>
 __device__ uint64_t descriptor(const __nv_bfloat16* tile, int half, int k) {
   constexpr uint64_t kSwizzle128 = 1, kHalfBytes = kHalfTile * sizeof(__nv_bfloat16);
@@ -68,58 +81,128 @@ __device__ uint64_t descriptor(const __nv_bfloat16* tile, int half, int k) {
 }
 
 /// One thread, before all others go on.
-__device__ inline void init_barriers(Shared& shared) {
-  for (int s = 0; s < kStages; ++s) {
-    init_barrier(&shared.full[s], 1);
-    init_barrier(&shared.empty[s], kGroups * kGroup / 32);  // each warp of the consumers
+template <class Shared>
+__device__ void init_barriers(Shared& shared) {
+  for (uint64_t& barrier : shared.full) init_barrier(&barrier, 1);
+  for (uint64_t& barrier : shared.empty) {
+    init_barrier(&barrier, kGroups * kGroup / 32);  // each warp of the consumers
   }
   publish_barriers();
 }
 
 /// One thread: copy(step, stage, full) starts the copies of a step's two tiles, whole or not.
-template <class Copy>
-__device__ void produce(Shared& shared, int steps, const Copy& copy) {
+template <class Blocking, class Copy>
+__device__ void produce(typename Blocking::Shared& shared, int steps, const Copy& copy) {
   for (int step = 0; step < steps; ++step) {
-    const int s = step % kStages, round = step / kStages;
+    const int s = step % Blocking::kStages, round = step / Blocking::kStages;
     wait(&shared.empty[s], round % 2 ^ 1);
-    arrive_and_expect(&shared.full[s], sizeof(Stage));  // what is beyond an edge comes as zeros
+    // What is beyond an edge comes as zeros.
+    arrive_and_expect(&shared.full[s], sizeof(typename Blocking::Stage));
     copy(step, shared.stages[s], &shared.full[s]);
   }
 }
 
-/// A warpgroup: sum += a's half `group` times b, of all steps. A step's products are asked for before
-/// those of the step before are waited for, so that the tensor cores have always work; a tile is given back
-/// one step late.
-template <Layout layout_a, Layout layout_b>
-__device__ void consume(Shared& shared, int group, int steps, float (&sum)[64]) {
-  pin(sum);
+template <int m, int n>
+__device__ void pin(float (&sums)[m][n][64]) {
+  for (auto& row : sums) {
+    for (auto& sum : row) pin(sum);
+  }
+}
+
+/// A warpgroup: sums += its rows of a times b, of all steps. A step's products are asked for before those of
+/// the step before are waited for, so that the tensor cores have always work; a tile is given back one step
+/// late.
+template <class Blocking, Layout layout_a, Layout layout_b>
+__device__ void consume(typename Blocking::Shared& shared, int group, int steps,
+                        typename Blocking::Sums& sums) {
+  constexpr int kStages = Blocking::kStages, kM = Blocking::kM, kN = Blocking::kN;
+  pin(sums);
   for (int step = 0; step < steps; ++step) {
     const int s = step % kStages, round = step / kStages;
-    const Stage& stage = shared.stages[s];
+    const auto& stage = shared.stages[s];
     wait(&shared.full[s], round % 2);
     fence_registers();
+#pragma unroll
     for (int k = 0; k < kDepth; k += kInstructionDepth) {
-      multiply<layout_a == Layout::kAlongOuter, layout_b == Layout::kAlongOuter>(
-          sum, descriptor<layout_a>(stage.a, group, k), descriptor<layout_b>(stage.b, 0, k));
+#pragma unroll
+      for (int i = 0; i < kM; ++i) {
+#pragma unroll
+        for (int j = 0; j < kN; ++j) {
+          multiply<layout_a == Layout::kAlongOuter, layout_b == Layout::kAlongOuter>(
+              sums[i][j], descriptor<layout_a>(stage.a, group * kM + i, k),
+              descriptor<layout_b>(stage.b, 2 * j, k));
+        }
+      }
     }
     commit_products();
     wait_for_products<1>();
     if (step > 0 && threadIdx.x % 32 == 0) arrive(&shared.empty[(step - 1) % kStages]);
   }
   wait_for_products<0>();
-  pin(sum);
+  pin(sums);
 }
 
-/// store(row, column, two sums) for what this thread of a consumer has of the block's tile: of each
-/// 8 columns two neighbours, in each of two rows, 8 apart.
-template <class Store>
-__device__ void store_sums(int group, const float (&sum)[64], const Store& store) {
+/// A thread's sums: of each 8 columns two neighbours, in each of two rows, 8 apart. The four lanes of a row
+/// exchange them, 4 x 4, so that each has 8 neighbours, of one 8 columns out of four.
+__device__ inline void exchange(uint32_t (&pairs)[4]) {
+  for (int distance = 1; distance <= 2; distance *= 2) {
+    const bool upper = (threadIdx.x & distance) != 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if ((i & distance) != 0) continue;
+      uint32_t& low = pairs[i];
+      uint32_t& high = pairs[i + distance];
+      const uint32_t got = __shfl_xor_sync(kWholeWarp, upper ? low : high, distance);
+      (upper ? low : high) = got;
+    }
+  }
+}
+
+__device__ inline uint32_t rounded(float2 pair) {
+  const uint32_t low = __bfloat16_as_ushort(__float2bfloat16_rn(pair.x));
+  return low | uint32_t{__bfloat16_as_ushort(__float2bfloat16_rn(pair.y))} << 16;
+}
+
+/// Stores what this thread of a consumer has of the block's tile. at(row, column) is where the numbers of a
+/// row from that column on go, null where there are none; add(column) is what is added to a column and the next.
+/// The columns of out are a multiple of 2, and for bfloat16 of 8.
+template <class Blocking, class Out, class At, class Add>
+__device__ void store_sums(int group, const typename Blocking::Sums& sums, const At& at,
+                           const Add& add) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-  const int row = group * 64 + warp * 16 + lane / 4;
-  for (int i = 0; i < kColumns / 8; ++i) {
-    const int column = i * 8 + lane % 4 * 2;
-    store(row, column, make_float2(sum[i * 4], sum[i * 4 + 1]));
-    store(row + 8, column, make_float2(sum[i * 4 + 2], sum[i * 4 + 3]));
+#pragma unroll
+  for (int i = 0; i < Blocking::kM; ++i) {
+#pragma unroll
+    for (int j = 0; j < Blocking::kN; ++j) {
+#pragma unroll
+      for (int lower = 0; lower < 2; ++lower) {
+        const int row = (group * Blocking::kM + i) * 64 + warp * 16 + lower * 8 + lane / 4;
+        const auto pair_of = [&](int piece) {  // of 8 columns
+          const float2 more = add(j * 128 + piece * 8 + lane % 4 * 2);
+          return make_float2(sums[i][j][piece * 4 + lower * 2] + more.x,
+                             sums[i][j][piece * 4 + lower * 2 + 1] + more.y);
+        };
+        if constexpr (std::is_same_v<Out, float>) {
+#pragma unroll
+          for (int piece = 0; piece < 16; ++piece) {
+            float* to = at(row, j * 128 + piece * 8 + lane % 4 * 2);
+            const float2 pair = pair_of(piece);
+            if (to != nullptr) *reinterpret_cast<float2*>(to) = pair;
+          }
+        } else {
+#pragma unroll
+          for (int first = 0; first < 16; first += 4) {
+            uint32_t pairs[4];
+#pragma unroll
+            for (int p = 0; p < 4; ++p) pairs[p] = rounded(pair_of(first + p));
+            exchange(pairs);
+            Out* to = at(row, j * 128 + (first + lane % 4) * 8);
+            if (to != nullptr)
+              *reinterpret_cast<uint4*>(to) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+          }
+        }
+      }
+    }
   }
 }
 

@@ -10,6 +10,7 @@
 #include "cuda/cuda_backend.h"
 #include "cuda/devices.h"
 #include "cuda/hopper/hopper.h"
+#include "cuda/matmul_ladder.h"
 #ifndef __CUDACC__
 #include "tests/cuda/emulation/fault_testing.h"
 #endif
@@ -30,23 +31,34 @@ class PrecisionScope {
 };
 
 /// Makes an input from its shape and a number of its own.
-using Make = std::function<Tensor(const Shape&, uint64_t)>;
+struct Make {
+  std::function<Tensor(const Shape&, uint64_t, DType)> make;
+  DType dtype;
+
+  Tensor operator()(const Shape& shape, uint64_t seed) const { return make(shape, seed, dtype); }
+  /// Of a parameter, which is float32 where activations are bfloat16.
+  Tensor parameter(const Shape& shape, uint64_t seed) const {
+    return make(shape, seed, dtype == DType::kBFloat16 ? DType::kFloat32 : dtype);
+  }
+};
 
 /// Multiples of 1/8 in [-1, 1]: bfloat16 has them, and tf32, and a float32 all sums of up to 2^17 of
 /// their products, multiples of 1/64. So there is nothing to round, in whatever order one adds.
 Make exact_numbers(DType dtype) {
-  return [dtype](const Shape& shape, uint64_t seed) {
+  const auto make = [](const Shape& shape, uint64_t seed, DType type) {
     std::vector<double> values = uniform(shape, -8.5, 8.5, seed).to_vector<double>();
     for (double& value : values) value = std::round(value) / 8;
-    return Tensor::from(shape, values).to(dtype).to(Device::cuda());
+    return Tensor::from(shape, values).to(type).to(Device::cuda());
   };
+  return {make, dtype};
 }
 
 /// In [-1, 1], of the digits of a type.
 Make any_numbers(DType digits, DType dtype) {
-  return [=](const Shape& shape, uint64_t seed) {
-    return uniform(shape, -1, 1, seed).to(digits).to(dtype).to(Device::cuda());
+  const auto make = [=](const Shape& shape, uint64_t seed, DType type) {
+    return uniform(shape, -1, 1, seed).to(digits).to(type).to(Device::cuda());
   };
+  return {make, dtype};
 }
 
 /// What a backend computes of inputs that it asks for.
@@ -67,7 +79,9 @@ struct Variant {
 constexpr Variant kVariants[] = {{Rung::kTiled, DType::kFloat64, Precision::kFloat32},
                                  {Rung::kTiled, DType::kFloat32, Precision::kFloat32},
                                  {Rung::kTensorCores, DType::kFloat32, Precision::kFloat32},
-                                 {Rung::kTensorCores, DType::kFloat32, Precision::kBfloat16}};
+                                 {Rung::kTensorCores, DType::kFloat32, Precision::kBfloat16},
+                                 {Rung::kTiled, DType::kBFloat16, Precision::kBfloat16},
+                                 {Rung::kTensorCores, DType::kBFloat16, Precision::kBfloat16}};
 
 std::string name_of(const Variant& v) {
   return fmt::format("{} on the {} rung, products of {}", name_of(v.dtype),
@@ -109,12 +123,14 @@ void check_rung(const Variant& v, double terms, const Compute& compute) {
   };
   expect_plain(exact_numbers(v.dtype), 0);
   // Each rung rounds each product and each of the partial sums, which are below `terms`.
-  const double sums = terms * (terms + 1) * (v.dtype == DType::kFloat32 ? 0x1p-23 : 0x1p-52);
+  double sums = terms * (terms + 1) * (v.dtype == DType::kFloat64 ? 0x1p-52 : 0x1p-23);
+  // And a result that is stored in bfloat16 to one of its neighbours, which two sums may find different.
+  if (v.dtype == DType::kBFloat16) sums += terms * 0x1p-8;
   // And tensor cores both factors of each product to 11 or 8 bits, at most 1.
   double factors = 0;
   if (v.precision == Precision::kBfloat16) {
     expect_plain(any_numbers(DType::kBFloat16, v.dtype), sums);
-    factors = 0x1p-9;
+    if (v.rung != Rung::kTiled) factors = 0x1p-9;
   } else if (v.rung == Rung::kTensorCores) {
     factors = 0x1p-12;
   }
@@ -144,10 +160,28 @@ Compute product(int64_t batch, int64_t M, int64_t N, int64_t K, bool transpose_a
 
 Compute dense_layer(int64_t M, int64_t N, int64_t K) {
   return [=](Backend& backend, const Make& make) {
-    const Tensor x = make({M, K}, 1), weight = make({N, K}, 2), bias = make({N}, 3);
-    const Tensor out = empty_like(x, {M, N});
+    const Tensor x = make({M, K}, 1), weight = make.parameter({N, K}, 2);
+    const Tensor bias = make.parameter({N}, 3), out = empty_like(x, {M, N});
     backend.linear(x, weight, bias, out);
     return out;
+  };
+}
+
+Compute dense_backward_input(int64_t M, int64_t N, int64_t K) {
+  return [=](Backend& backend, const Make& make) {
+    const Tensor dout = make({1, M, N}, 1), weight = make.parameter({1, N, K}, 2);
+    const Tensor dx = empty_like(dout, {1, M, K});
+    backend.matmul(dout, false, weight, false, dx);
+    return dx;
+  };
+}
+
+Compute dense_backward_weight(int64_t M, int64_t N, int64_t K) {
+  return [=](Backend& backend, const Make& make) {
+    const Tensor dout = make({1, M, N}, 1), x = make({1, M, K}, 2);
+    const Tensor dweight = make.parameter({1, N, K}, 3);  // to be overwritten
+    backend.matmul(dout, true, x, false, dweight);
+    return dweight;
   };
 }
 
@@ -158,8 +192,8 @@ struct Convolution {
 
 Compute forward(const Convolution& conv) {
   return [=](Backend& backend, const Make& make) {
-    const Tensor x = make(conv.x, 1), weight = make(conv.weight, 2);
-    const Tensor bias = make({conv.weight[0]}, 3), out = empty_like(x, conv.out);
+    const Tensor x = make(conv.x, 1), weight = make.parameter(conv.weight, 2);
+    const Tensor bias = make.parameter({conv.weight[0]}, 3), out = empty_like(x, conv.out);
     backend.conv2d(x, weight, bias, conv.geometry, out);
     return out;
   };
@@ -167,7 +201,7 @@ Compute forward(const Convolution& conv) {
 
 Compute backward_input(const Convolution& conv) {
   return [=](Backend& backend, const Make& make) {
-    const Tensor dout = make(conv.out, 1), weight = make(conv.weight, 2);
+    const Tensor dout = make(conv.out, 1), weight = make.parameter(conv.weight, 2);
     const Tensor dx = empty_like(dout, conv.x);
     backend.conv2d_backward_input(dout, weight, conv.geometry, dx);
     return dx;
@@ -177,7 +211,7 @@ Compute backward_input(const Convolution& conv) {
 Compute backward_weight(const Convolution& conv) {
   return [=](Backend& backend, const Make& make) {
     const Tensor x = make(conv.x, 1), dout = make(conv.out, 2);
-    const Tensor dweight = empty_like(x, conv.weight);
+    const Tensor dweight = make.parameter(conv.weight, 3);  // to be overwritten
     backend.conv2d_backward_weight(x, dout, conv.geometry, dweight);
     return dweight;
   };
@@ -195,7 +229,11 @@ TEST(CudaRungs, AProductInChunksIsThePlainOne) {
   check_rungs(1003, product(1, 3, 5, 1003, false, false));
 }
 
-TEST(CudaRungs, DenseLayersAreThePlainOnes) { check_rungs(20, dense_layer(67, 33, 19)); }
+TEST(CudaRungs, DenseLayersAndTheirGradientsAreThePlainOnes) {
+  check_rungs(20, dense_layer(67, 33, 19));
+  check_rungs(33, dense_backward_input(67, 33, 19));
+  check_rungs(67, dense_backward_weight(67, 33, 19));
+}
 
 TEST(CudaRungs, ConvolutionsAndTheirGradientsAreThePlainOnes) {
   const Convolution convolutions[] = {
@@ -213,31 +251,58 @@ TEST(CudaRungs, ConvolutionsAndTheirGradientsAreThePlainOnes) {
   }
 }
 
-constexpr Variant kHopper{Rung::kHopper, DType::kFloat32, Precision::kBfloat16};
+/// In float32 rounded on the way, and in bfloat16 as it lies.
+void check_hopper(double terms, const Compute& compute) {
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16})
+    check_rung({Rung::kHopper, dtype, Precision::kBfloat16}, terms, compute);
+}
 
 // Sizes that its copy engine takes: over, under and across its tiles of 128 and 64.
 TEST(CudaRungs, HoppersMatrixProductsAreThePlainOnes) {
   use_cuda();
-  for (const auto [M, N, K] : {std::array{1, 8, 8}, {128, 128, 64}, {136, 200, 72}, {64, 8, 1000}})
-    for (const auto [transpose_a, transpose_b] :
-         {std::array{false, false}, {false, true}, {true, false}})
-      check_rung(kHopper, K, product(1, M, N, K, transpose_a, transpose_b));
-  check_rung(kHopper, 73, dense_layer(129, 34, 72));
+  for (const auto [M, N, K] :
+       {std::array{1, 8, 8}, {128, 128, 64}, {136, 200, 72}, {64, 8, 1000}, {300, 520, 16}}) {
+    check_hopper(K, dense_layer(M, N, K));
+    check_hopper(N, dense_backward_input(M, N, K));
+    check_hopper(M, dense_backward_weight(M, N, K));
+  }
+  check_hopper(73, dense_layer(129, 34, 72));  // in bfloat16 it leaves this one to the other rung
 }
 
 TEST(CudaRungs, HoppersConvolutionsAreThePlainOnes) {
   use_cuda();
   const Convolution convolutions[] = {
-      {{3, 8, 8, 72}, {136, 3, 3, 72}, {3, 8, 8, 136}, {1, 1}},    // several images share a tile
-      {{2, 9, 11, 8}, {8, 3, 3, 8}, {2, 5, 6, 8}, {2, 1}},         // every other pixel
+      {{3, 8, 8, 72}, {136, 3, 3, 72}, {3, 8, 8, 136}, {1, 1}},  // several images share a tile
+      {{2, 9, 11, 8}, {8, 3, 3, 8}, {2, 5, 6, 8}, {2, 1}},       // every other pixel
+      {{2, 8, 10, 16}, {8, 3, 3, 16}, {2, 4, 5, 8}, {2, 1}},  // with a last pixel that none meets
       {{3, 17, 5, 136}, {64, 1, 1, 136}, {3, 17, 5, 64}, {1, 0}},  // an odd size
       {{1, 3, 150, 8}, {16, 3, 3, 8}, {1, 3, 150, 16}, {1, 1}},    // wider than a tile
       {{2, 6, 6, 8}, {6, 3, 3, 8}, {2, 4, 4, 6}, {1, 0}},  // the rung takes this one forward alone
+      // Enough tiles of 256 pixels, and of 256 channels, for the multiprocessors of the emulation.
+      {{4, 17, 16, 16}, {72, 3, 3, 16}, {4, 17, 16, 72}, {1, 1}},
+      {{4, 11, 13, 136}, {200, 1, 1, 136}, {4, 11, 13, 200}, {1, 0}},
   };
   for (const Convolution& conv : convolutions) {
-    check_rung(kHopper, double(conv.weight.product(1, 4)) + 1, forward(conv));
-    check_rung(kHopper, double(conv.weight.product(0, 3)), backward_input(conv));
-    check_rung(kHopper, double(conv.out.product(0, 3)), backward_weight(conv));
+    check_hopper(double(conv.weight.product(1, 4)) + 1, forward(conv));
+    check_hopper(double(conv.weight.product(0, 3)), backward_input(conv));
+    check_hopper(double(conv.out.product(0, 3)), backward_weight(conv));
+  }
+}
+
+TEST(CudaRungs, HoppersMatmulIsTheLaddersThird) {
+  use_cuda();
+  const GpuFor gpu(Rung::kHopper);
+  if (!gpu.is_here()) GTEST_SKIP() << "this GPU has no wgmma";
+  const Make make = exact_numbers(DType::kBFloat16);
+  for (const auto [M, N, K] : {std::array{1, 8, 8}, {128, 256, 64}, {200, 264, 136}}) {
+    const Tensor a = make({M, K}, 1), b = make({K, N}, 2);
+    const auto multiply = [&](auto matmul) {
+      const Tensor out = Tensor::empty({M, N}, DType::kFloat32, Device::cuda());
+      matmul(static_cast<const __nv_bfloat16*>(a.raw()), static_cast<const __nv_bfloat16*>(b.raw()),
+             static_cast<float*>(out.raw()), M, N, K, nullptr);
+      return out.to_vector<float>();
+    };
+    EXPECT_EQ(multiply(matmul_wgmma), multiply(matmul_wmma));
   }
 }
 
@@ -248,7 +313,9 @@ TEST(CudaRungs, HoppersKernelsRefuseWhatTheyCannotCopy) {
   EXPECT_THROW(matmul_wgmma(nullptr, nullptr, nullptr, 8, 8, 7, nullptr), Error);
   const ConvSizes channels{8, 8, 3, 8, 8, 8, 3, 3, 1, 1}, stride{9, 9, 8, 3, 3, 8, 3, 3, 3, 1};
   for (const ConvSizes& s : {channels, stride}) {
-    EXPECT_THROW(conv2d_wgmma(s, 1, nullptr, nullptr, nullptr, nullptr, nullptr), Error);
+    float* out = nullptr;
+    EXPECT_THROW(conv2d_wgmma(s, 1, nullptr, nullptr, nullptr, out, nullptr), Error);
+    EXPECT_THROW(conv2d_backward_input_wgmma(s, 1, nullptr, nullptr, out, nullptr), Error);
     EXPECT_THROW(conv2d_backward_weight_wgmma(s, 1, nullptr, nullptr, nullptr, nullptr), Error);
   }
 }

@@ -148,19 +148,19 @@ TEST(CudaRungs, HopperGetsWhatItsCopyEngineTakes) {
                  out = on_gpu({1, 3, 3, 8});
     const auto expect_kernel = [&](const std::string& name) {
       const std::string kernel(last_kernel());
-      EXPECT_TRUE(C == 8 ? kernel.ends_with("::" + name)
+      EXPECT_TRUE(C == 8 ? kernel.find("::" + name) != kernel.npos
                          : kernel.find("wmma_product") != kernel.npos)
           << kernel << ", not " << name;
     };
     backend.conv2d(x, weight, {}, {1, 1}, out);
-    expect_kernel("conv");
+    expect_kernel("conv<");
     backend.conv2d_backward_input(out, weight, {1, 1}, x);
-    expect_kernel("conv");  // with the weight turned
+    expect_kernel("conv<");  // with the weight turned
     backend.conv2d_backward_weight(x, out, {1, 1}, weight);
     expect_kernel("conv_backward_weight");
     const Tensor rows = on_gpu({1, 5, C}), right = on_gpu({1, C, 8}), product = on_gpu({1, 5, 8});
     backend.matmul(rows, false, right, false, product);
-    expect_kernel("matmul");
+    expect_kernel("conv<");
     backend.matmul(rows, true, product, false, right);
     expect_kernel("conv_backward_weight");
     backend.matmul(product, false, right, true, rows);

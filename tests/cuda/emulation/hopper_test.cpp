@@ -15,7 +15,9 @@ using cuda::launch;
 using testing::AllOf;
 using testing::HasSubstr;
 
-constexpr int kBytes = sizeof(Stage) + kPattern;
+using Tile = Blocking<1, 1>;
+using Stage = Tile::Stage;
+constexpr size_t kBytes = sizeof(Stage) + kPattern;
 
 Stage& stage() {
   const auto bytes = reinterpret_cast<uintptr_t>(cuda::dynamic_shared<unsigned char>());
@@ -73,7 +75,7 @@ __global__ void products(bool gives_back, float* out) {
   Stage& tiles = stage();
   uint64_t barrier;
   if (threadIdx.x == 0) init_barrier(&barrier, 1);
-  for (int i = threadIdx.x; i < kRows * kDepth; i += blockDim.x) tiles.a[i] = tiles.b[i] = 1.0F;
+  for (int i = threadIdx.x; i < Tile::kRows * kDepth; i += blockDim.x) tiles.a[i] = tiles.b[i] = 1.0F;
   __syncthreads();
   float sum[64] = {};
   multiply<false, false>(sum, descriptor<Layout::kAlongK>(tiles.a, 0, 0),
