@@ -212,7 +212,7 @@ CommandLine bench_command_line(BenchFlags& flags) {
   line.add(
       "--serve", flags.serve,
       "say \"ready OPERATIONS BATCH PEAK\", then run a step for each line read and answer with "
-      "its milliseconds");
+      "its milliseconds; at the end, how many bytes tensors held at most");
   line.group("Model");
   line.add_settings(flags.settings, SettingGroup::kModel);
   return line;
@@ -256,10 +256,12 @@ int bench_command(const std::vector<std::string>& arguments) {
   step();
   const double operations = product_operations(step, device);
   const double gflops = roof_gflops(device);
+  backend(device).reset_peak_memory();  // forgets what that took
   if (flags.serve) {
     std::cout << "ready " << operations << " " << settings.batch_size << " " << gflops << std::endl;
     for (std::string request; std::getline(std::cin, request);)
       std::cout << milliseconds(step, device) << std::endl;
+    std::cout << "tensors held " << backend(device).memory_stats().peak_bytes << std::endl;
     return 0;
   }
   std::vector<double> times;

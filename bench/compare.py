@@ -4,6 +4,9 @@
 For each preset and mode one process of ours and one of each variant of the peer are started and warmed up;
 then each runs one step in turn, over and over, so that a drift of the machine's speed meets all alike. The
 table shows medians, and the ratio to the faster variant as the median of the ratios turn by turn.
+
+On a GPU (--device cuda) a turn is a burst of steps, whose median counts: alone, a step would meet a clock that
+has gone down, and the batches are larger. Peak memory is then that of the tensors on the GPU.
 """
 import argparse
 import contextlib
@@ -17,6 +20,8 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 VARIANTS = {"eager": [], "channels_last": ["--channels_last"], "compiled": ["--compile"]}
+GPU_VARIANTS = {"channels_last": ["--channels_last"], "compiled": ["--channels_last", "--compile"]}
+GPU_BATCHES = {"small": 256, "medium": 128, "cifar": 128}
 
 
 class Runner:
@@ -43,6 +48,11 @@ class Runner:
                 return line.split()[1:]
         self.fail("before it was ready")
 
+    def turn(self, burst):
+        """A step; or a burst of them, of which the first two warm up, and the median counts."""
+        times = [self.step() for _ in range(burst)]
+        self.times.append(statistics.median(times[2:] or times))
+
     def step(self):
         try:
             self.process.stdin.write("step\n")
@@ -52,9 +62,9 @@ class Runner:
         answer = self.process.stdout.readline()
         if not answer:
             self.fail(f"in step {len(self.times) + 1}")
-        self.times.append(float(answer))
+        return float(answer)
 
-    def peak_mb(self):
+    def resident_mb(self):
         with open(f"/proc/{self.process.pid}/status") as status:
             for line in status:
                 if line.startswith("VmHWM"):
@@ -62,42 +72,61 @@ class Runner:
         return 0.0
 
     def close(self):
+        """Returns what the process says at its end."""
         self.process.stdin.close()
-        self.process.stdout.read()
+        last = self.process.stdout.read()
         self.process.wait()
+        return last
 
 
-def measure(args, preset, mode):
+def start_peers(args, preset, mode):
+    if not args.python:
+        return []
+    command = [args.python, f"{HERE}/peer_torch.py", "--preset", preset, "--mode", mode, "--precision",
+               args.precision, "--serve", "--device", args.device]
+    if args.device == "cuda":
+        command += ["--batch_size", str(GPU_BATCHES[preset])]
+    return [Runner(name, command + args.known_variants[name], environment()) for name in args.variants.split(",")]
+
+
+def environment():
     # Neither side is held to the settings of the shell: a distribution's older OpenBLAS kernel, or how threads wait.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OPENBLAS_", "OMP_"))}
-    ours = Runner("mutilde", [args.mutilde, "bench", "--preset", preset, "--mode", mode, "--precision", args.precision,
-                              "--serve"], environment)
+    return {k: v for k, v in os.environ.items() if not k.startswith(("OPENBLAS_", "OMP_"))}
+
+
+def measure(args, preset, mode, peers):
+    on_gpu = args.device == "cuda"
+    command = [args.mutilde, "bench", "--preset", preset, "--mode", mode, "--precision", args.precision, "--serve",
+               "--device", args.device]
+    if on_gpu:
+        command += ["--batch_size", str(GPU_BATCHES[preset])]
+    ours = Runner("mutilde", command, environment())
     flops, batch, peak = ours.wait_ready()
-    peers = []
-    if args.python:
-        for variant in args.variants.split(","):
-            peers.append(Runner(variant, [args.python, f"{HERE}/peer_torch.py", "--preset", preset, "--mode", mode,
-                                          "--precision", args.precision, "--serve"] + VARIANTS[variant], environment))
-            peers[-1].wait_ready()
+    for peer in peers:
+        if not on_gpu:  # one after the other; on a GPU all are ready by now
+            peer.wait_ready()
     runners = [ours] + peers
     for _ in range(args.runs):
         for runner in runners:
-            time.sleep(args.pause)  # threads of the one before stop spinning
-            runner.step()
-    row = {"preset": preset, "mode": mode, "precision": args.precision, "batch": int(batch),
-           "ours_ms": statistics.median(ours.times), "ours_ms_all": ours.times, "peak_mb": ours.peak_mb(),
+            time.sleep(0 if on_gpu else args.pause)  # threads of the one before stop spinning
+            runner.turn(12 if on_gpu else 1)
+    row = {"preset": preset, "mode": mode, "precision": args.precision, "device": args.device, "batch": int(batch),
+           "ours_ms": statistics.median(ours.times), "ours_ms_all": ours.times, "peak_mb": ours.resident_mb(),
            "peak_gflops": float(peak)}
     row["images_per_s"] = row["batch"] / row["ours_ms"] * 1e3
     row["share_of_peak"] = float(flops) / (row["ours_ms"] * 1e6) / float(peak)
-    if peers:
-        best = min(peers, key=lambda runner: statistics.median(runner.times))
+    best = min(peers, key=lambda runner: statistics.median(runner.times), default=None)
+    if best:
         row["peer"] = "PyTorch " + args.torch_version + " " + best.name
         row["peer_ms"] = statistics.median(best.times)
         row["ratio"] = statistics.median(b / a for a, b in zip(ours.times, best.times))
-        row["peer_peak_mb"] = best.peak_mb()
+        row["peer_peak_mb"] = best.resident_mb()
         row["peer_all_ms"] = {runner.name: statistics.median(runner.times) for runner in peers}
-    for runner in runners:
-        runner.close()
+    last = {runner: runner.close() for runner in runners}
+    if on_gpu:
+        row["peak_mb"] = float(last[ours].split()[-1]) / 2**20
+        if best:
+            row["peer_peak_mb"] = json.loads(last[best].splitlines()[-1])["peak_mb"]
     return row
 
 
@@ -107,15 +136,20 @@ def main():
     parser.add_argument("--python", help="a Python with PyTorch; without it only ours is measured")
     parser.add_argument("--presets", default="small,medium,cifar")
     parser.add_argument("--modes", default="train,sample")
-    parser.add_argument("--variants", default=",".join(VARIANTS), help="of the peer (default: all)")
+    parser.add_argument("--variants", help="of the peer (default: all)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of both sides")
+    parser.add_argument("--when", metavar="FILE", help="with --device cuda: start the peers, which compile for "
+                        "minutes, and then wait until this file exists")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of both sides")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--pause", type=float, default=0.25, help="seconds between steps")
     parser.add_argument("--json", metavar="FILE", help="write the rows as a JSON list")
     args = parser.parse_args()
-    unknown = set(args.variants.split(",")) - set(VARIANTS)
+    args.known_variants = GPU_VARIANTS if args.device == "cuda" else VARIANTS
+    args.variants = args.variants or ",".join(args.known_variants)
+    unknown = set(args.variants.split(",")) - set(args.known_variants)
     if unknown:
-        parser.error(f"--variants: {', '.join(sorted(unknown))} given, {', '.join(VARIANTS)} are known")
+        parser.error(f"--variants: {', '.join(sorted(unknown))} given, {', '.join(args.known_variants)} are known")
     args.torch_version = ""
     if args.python:
         args.torch_version = subprocess.run([args.python, "-c", "import torch; print(torch.__version__)"],
@@ -123,14 +157,24 @@ def main():
     print(f"{'preset':8}{'mode':8}{'batch':>6}{'ours ms':>10}{'images/s':>10}{'peak':>8}{'of it':>8}{'peak MB':>9}"
           f"{'peer ms':>10}{'peer MB':>9}{'ratio':>7}  peer")
     rows = []
-    for preset in args.presets.split(","):
-        for mode in args.modes.split(","):
-            row = measure(args, preset, mode)
-            rows.append(row)
-            print(f"{preset:8}{mode:8}{row['batch']:6}{row['ours_ms']:10.1f}{row['images_per_s']:10.1f}"
-                  f"{row['peak_gflops']:8.0f}{row['share_of_peak']:8.1%}{row['peak_mb']:9.0f}{row.get('peer_ms', float('nan')):10.1f}"
-                  f"{row.get('peer_peak_mb', float('nan')):9.0f}{row.get('ratio', float('nan')):7.2f}"
-                  f"  {row.get('peer', '-')}", flush=True)
+    wanted = [(preset, mode) for preset in args.presets.split(",") for mode in args.modes.split(",")]
+    started = {}
+    if args.device == "cuda":
+        started = {pair: start_peers(args, *pair) for pair in wanted}
+        for peers in started.values():
+            for peer in peers:
+                peer.wait_ready()
+        while args.when and not os.path.exists(args.when):
+            time.sleep(0.1)
+    for preset, mode in wanted:
+        peers = started[preset, mode] if started else start_peers(args, preset, mode)
+        row = measure(args, preset, mode, peers)
+        rows.append(row)
+        nan = float("nan")
+        print(f"{preset:8}{mode:8}{row['batch']:6}{row['ours_ms']:10.1f}{row['images_per_s']:10.1f}"
+              f"{row['peak_gflops']:8.0f}{row['share_of_peak']:8.1%}{row['peak_mb']:9.0f}"
+              f"{row.get('peer_ms', nan):10.1f}{row.get('peer_peak_mb', nan):9.0f}{row.get('ratio', nan):7.2f}"
+              f"  {row.get('peer', '-')}", flush=True)
     if args.json:
         temporary = args.json + ".tmp"
         with open(temporary, "w") as out:
