@@ -22,6 +22,7 @@ void Block::Free::operator()(void* data) const { release(data); }
 void Block::run(const Launch& launch, uint3 index) {
   launch_ = &launch;
   index_ = index;
+  ++number_;
   reverse_ = options().order == Order::kReverse;
   threads_.assign(size_t{launch.block.x} * launch.block.y * launch.block.z, Thread{});
   shared_.reset(allocate(launch.shared_bytes));  // fresh, for valgrind and for the NaNs

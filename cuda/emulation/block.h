@@ -63,6 +63,8 @@ class Block {
   void* dynamic_shared_memory() { return shared_.get(); }
   size_t dynamic_shared_bytes() const { return launch_->shared_bytes; }
   std::string where() const;  // "reduce: block (0,0,0), thread (3,0,0)"
+  /// Which of the blocks that this object has run it is, from 1.
+  int64_t number() const { return number_; }
 
  private:
   enum class State : uint8_t { kNotStarted, kReady, kAtBarrier, kInWarpCall, kUntil, kReturned };
@@ -107,6 +109,7 @@ class Block {
 
   const Launch* launch_ = nullptr;
   uint3 index_{};
+  int64_t number_ = 0;
   bool reverse_ = false;
   std::unique_ptr<void, Free> shared_;
   std::vector<Thread> threads_;
