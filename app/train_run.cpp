@@ -70,6 +70,7 @@ int TrainRun::run() {
 
 void TrainRun::train() {
   while ((end_ == 0 || trainer_.step_count() < end_) && !interrupted()) step();
+  settle();
   log_.write_row();
   if (last_saved_ != trainer_.step_count()) save();
 }
@@ -77,18 +78,37 @@ void TrainRun::train() {
 void TrainRun::step() {
   const auto begin = Clock::now();
   const Batch batch = loader_.next();
-  const StepReport report = trainer_.step(batch.x, batch.y);
-  log_.add(report, batch.x.size(0), seconds_since(begin));
-  recent_loss_ = recent_loss_ == 0 ? report.loss : 0.9 * recent_loss_ + 0.1 * report.loss;
-  progress_.update(report.step, fmt::format("loss {:.4f}  {:.1f} images/s", recent_loss_,
-                                            log_.images_per_second()));
-  const auto due = [&](int64_t interval) { return interval > 0 && report.step % interval == 0; };
-  if (due(options_.log_interval)) log_.write_row();
+  trainer_.start_step(batch.x, batch.y);
+  unnoted_seconds_ += seconds_since(begin);
+  note_steps();
+  const auto due = [&](int64_t interval) {
+    return interval > 0 && trainer_.step_count() % interval == 0;
+  };
   if (due(options_.save_interval)) save();
   if (due(options_.sample_interval)) sample();
 }
 
+/// Into the log, and onto the screen, what is known of steps: on a GPU, all but the last.
+void TrainRun::note_steps() {
+  const std::vector<StepReport> reports = trainer_.take_reports();
+  for (const StepReport& report : reports) {
+    log_.add(report, trainer_.settings().batch_size, std::exchange(unnoted_seconds_, 0));
+    recent_loss_ = recent_loss_ == 0 ? report.loss : 0.9 * recent_loss_ + 0.1 * report.loss;
+    progress_.update(report.step, fmt::format("loss {:.4f}  {:.1f} images/s", recent_loss_,
+                                              log_.images_per_second()));
+    if (report.step % options_.log_interval == 0) log_.write_row();
+  }
+}
+
+void TrainRun::settle() {
+  const auto begin = Clock::now();
+  trainer_.settle();
+  unnoted_seconds_ += seconds_since(begin);
+  note_steps();
+}
+
 void TrainRun::save() {
+  settle();
   const int64_t step = trainer_.step_count();
   save_checkpoint(numbered_file(out_, "checkpoint", step, "safetensors"), trainer_);
   last_saved_ = step;
@@ -115,6 +135,7 @@ void TrainRun::save_after_error() noexcept {
     } catch (...) {  // the first error is the one to report
     }
   };
+  attempt([&] { settle(); });
   attempt([&] { progress_.clear(); });
   attempt([&] { log_.write_row(); });
   const int64_t step = trainer_.step_count();
@@ -143,6 +164,7 @@ Tensor TrainRun::low_res_for_samples() const {
 
 /// A grid of samples(). As with the plot, what goes wrong is a warning.
 void TrainRun::sample() {
+  settle();
   last_sampled_ = trainer_.step_count();
   try {
     write_png(numbered_file(out_, "samples", last_sampled_, "png"), image_grid(samples()));

@@ -33,6 +33,8 @@ class TrainRun {
 
   void train();
   void step();
+  void note_steps();
+  void settle();
   void save();
   void save_after_error() noexcept;
   void draw_loss();
@@ -50,7 +52,8 @@ class TrainRun {
   ProgressLog log_;
   Progress progress_;
   double recent_loss_ = 0;
-  int64_t first_step_;  // done before this run
+  double unnoted_seconds_ = 0;  // of steps that are not in the log yet
+  int64_t first_step_;          // done before this run
   int64_t last_saved_ = -1, last_sampled_ = -1;
 };
 

@@ -95,12 +95,15 @@ if(NOT MUTILDE_CUDA STREQUAL "off")
     target_link_libraries(cuda PUBLIC CUDA::cudart)
     # fmt 9 takes nvcc for a compiler without constexpr functions, and then does not compile.
     target_compile_definitions(cuda PUBLIC $<$<COMPILE_LANGUAGE:CUDA>:FMT_USE_CONSTEXPR=1>)
+    # The default stream is the calling thread's: the other cannot be captured (cuda/graph.h).
+    target_compile_options(cuda PUBLIC "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:--default-stream per-thread>")
     # Instructions that only compute capability 9.0 has; code for other GPUs cannot hold them.
     file(GLOB hopper_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/cuda/hopper/*.cu)
     add_library(cuda_hopper OBJECT ${hopper_sources})
     set_target_properties(cuda_hopper PROPERTIES CUDA_ARCHITECTURES 90a-real POSITION_INDEPENDENT_CODE ON)
     target_link_libraries(cuda_hopper PRIVATE core CUDA::cudart)
     target_compile_definitions(cuda_hopper PRIVATE FMT_USE_CONSTEXPR=1)
+    target_compile_options(cuda_hopper PRIVATE "SHELL:--default-stream per-thread")
     target_sources(cuda PRIVATE $<TARGET_OBJECTS:cuda_hopper>)
   endif()
 endif()

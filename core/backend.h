@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 
 #include "core/dtype.h"
@@ -81,6 +82,11 @@ struct GroupNormOptions {
 struct AdamWStep {
   double lr = 1e-4, beta1 = 0.9, beta2 = 0.999, adam_eps = 1e-8, weight_decay = 0.0;
   int64_t step = 1;  // counts from 1: the bias corrections are 1 - beta^step
+  /// The gradients are multiplied by it as they are read.
+  double grad_scale = 1;
+  /// One float64 on the device. Unless it is finite the step changes nothing, and nobody had to wait
+  /// to find out. Absent: the step is taken.
+  ConstView only_if_finite = {};
 };
 
 /// One parameter's buffers, all of one shape and dtype. `ema` holds one average a rate. Without a
@@ -117,7 +123,13 @@ class Backend {
   virtual void copy(const void* from, void* to, size_t bytes) = 0;  // within the device
   virtual void copy_from_host(const void* host, void* device, size_t bytes) = 0;
   virtual void copy_to_host(const void* device, void* host, size_t bytes) = 0;
+  /// The same without waiting: the data is there when what is returned was called, once.
+  virtual std::function<void()> start_copy_to_host(const void* device, void* host,
+                                                   size_t bytes) = 0;
   virtual void synchronize() = 0;  // waits until all that was asked for is done
+  /// Calls work(). A device may collect what work starts on it, and start all of it at once when work
+  /// returns: so work may not wait for the device.
+  virtual void launch_together(const std::function<void()>& work) { work(); }
 
   /// Do the kernels of what lies between a network's layers take bfloat16 too? These are the elementwise ones,
   /// sums, layout, linear, conv2d, group_norm, attention, upsample_nearest and sum_pool, and the gradients
@@ -215,10 +227,13 @@ class Backend {
   virtual void fill_uniform(RandomPosition position, View out) = 0;  // [0, 1)
   virtual void fill_normal(RandomPosition position, View out) = 0;   // N(0, 1)
 
-  // Optimisation: AdamW (decoupled weight decay) and all moving averages in one pass;
-  // ema[i] = rates[i] * ema[i] + (1 - rates[i]) * param, as ema[i] += (1 - rates[i]) * (param -
-  // ema[i]).
-  virtual void adamw(const AdamWBuffers& buffers, const AdamWStep& step,
+  // Optimisation, of all parameters at once, which share a dtype.
+  /// out: [], float64: the sum of the squares of all elements of all tensors.
+  virtual void sum_of_squares(std::span<const ConstView> tensors, View out) = 0;
+  /// AdamW (decoupled weight decay) and all moving averages in one pass;
+  /// ema[i] = rates[i] * ema[i] + (1 - rates[i]) * param, as ema[i] += (1 - rates[i]) * (param -
+  /// ema[i]).
+  virtual void adamw(std::span<const AdamWBuffers> parameters, const AdamWStep& step,
                      std::span<const double> ema_rates) = 0;
 };
 

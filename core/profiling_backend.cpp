@@ -109,6 +109,13 @@ void ProfilingBackend::copy_to_host(const void* device, void* host, size_t bytes
   note("copy_to_host", fmt::format("{} bytes", bytes), 0, 2 * static_cast<double>(bytes),
        [&] { inner_.copy_to_host(device, host, bytes); });
 }
+std::function<void()> ProfilingBackend::start_copy_to_host(const void* device, void* host,
+                                                           size_t bytes) {
+  std::function<void()> wait;
+  note("copy_to_host", fmt::format("{} bytes", bytes), 0, 2 * static_cast<double>(bytes),
+       [&] { wait = inner_.start_copy_to_host(device, host, bytes); });
+  return wait;
+}
 
 void ProfilingBackend::fill(double value, View out) {
   note("fill", text(out.shape), 0, bytes_of({out}), [&] { inner_.fill(value, out); });
@@ -275,13 +282,26 @@ void ProfilingBackend::fill_normal(RandomPosition position, View out) {
        [&] { inner_.fill_normal(position, out); });
 }
 
-void ProfilingBackend::adamw(const AdamWBuffers& buffers, const AdamWStep& step,
+void ProfilingBackend::sum_of_squares(std::span<const ConstView> tensors, View out) {
+  double elements = 0, bytes = 0;
+  for (const ConstView& x : tensors) {
+    elements += numel(x);
+    bytes += size_of_view(x);
+  }
+  note("sum_of_squares", fmt::format("{} tensors", tensors.size()), 2 * elements, bytes,
+       [&] { inner_.sum_of_squares(tensors, out); });
+}
+void ProfilingBackend::adamw(std::span<const AdamWBuffers> parameters, const AdamWStep& step,
                              std::span<const double> ema_rates) {
   const double averages = static_cast<double>(ema_rates.size());
+  double elements = 0, bytes = 0;
+  for (const AdamWBuffers& buffers : parameters) {
+    elements += numel(buffers.param);
+    bytes += size_of_view(buffers.param);
+  }
   // Parameter, two moments and each average are read and written; the gradient is read.
-  note("adamw", text(buffers.param.shape), (12 + 3 * averages) * numel(buffers.param),
-       (7 + 2 * averages) * size_of_view(buffers.param),
-       [&] { inner_.adamw(buffers, step, ema_rates); });
+  note("adamw", fmt::format("{} tensors", parameters.size()), (12 + 3 * averages) * elements,
+       (7 + 2 * averages) * bytes, [&] { inner_.adamw(parameters, step, ema_rates); });
 }
 
 }  // namespace mutilde

@@ -42,6 +42,7 @@ class ProfilingBackend final : public Backend {
   void copy(const void* from, void* to, size_t bytes) override;
   void copy_from_host(const void* host, void* device, size_t bytes) override;
   void copy_to_host(const void* device, void* host, size_t bytes) override;
+  std::function<void()> start_copy_to_host(const void* device, void* host, size_t bytes) override;
 
   void fill(double value, View out) override;
   void cast(ConstView x, View out) override;
@@ -85,7 +86,8 @@ class ProfilingBackend final : public Backend {
   void embedding_backward(ConstView dout, ConstView index, View dweight) override;
   void fill_uniform(RandomPosition position, View out) override;
   void fill_normal(RandomPosition position, View out) override;
-  void adamw(const AdamWBuffers& buffers, const AdamWStep& step,
+  void sum_of_squares(std::span<const ConstView> tensors, View out) override;
+  void adamw(std::span<const AdamWBuffers> parameters, const AdamWStep& step,
              std::span<const double> ema_rates) override;
 
  private:

@@ -1,6 +1,13 @@
-// AdamW (Loshchilov & Hutter 2019), with the order of operations of PyTorch's, and all moving
-// averages. A thread a number of the parameter: each array is read and written once.
+// What is done to all parameters at once: AdamW (Loshchilov & Hutter 2019), with the order of
+// operations of PyTorch's, with all moving averages; and the sum of the squares of their gradients.
+//
+// A network has hundreds of parameters, most of them small: a launch for each would take longer than
+// the work. So one launch takes all of them, cut into chunks, a block a chunk. Tables in the
+// device's memory say where each parameter lies and which chunk is whose.
 #include <cmath>
+#include <cstring>
+#include <optional>
+#include <vector>
 
 #include "cuda/cuda_backend.h"
 #include "cuda/parallel.h"
@@ -8,86 +15,234 @@
 namespace mutilde::cuda {
 namespace {
 
-constexpr size_t kAverages = 4;  // of one launch
+constexpr int kChunk = 16 * kBlockThreads;  // elements
 
-template <class T>
-struct Averages {
-  T* ema[kAverages];
-  T rest[kAverages];  // 1 - rate
-  int count;
+/// A block's work: elements [begin, begin + kChunk) of a tensor, or as many as it has.
+struct Chunk {
+  int64_t begin;
+  int64_t tensor;
+};
 
-  __device__ void update(int64_t i, T param) const {
-    for (int e = 0; e < count; ++e) ema[e][i] += rest[e] * (param - ema[e][i]);
+void append_chunks(std::vector<Chunk>& chunks, int64_t tensor, int64_t n) {
+  for (int64_t begin = 0; begin < n; begin += kChunk) chunks.push_back({begin, tensor});
+}
+
+/// Arrays for a kernel, which go to the device in one copy. It does not wait for the GPU.
+class Tables {
+ public:
+  explicit Tables(Backend& backend) : backend_(backend) {}
+
+  /// Returns what at() wants.
+  template <class T>
+  size_t add(const std::vector<T>& values) {
+    static_assert(sizeof(T) % 8 == 0);  // so that the next is aligned
+    const size_t place = host_.size(), bytes = values.size() * sizeof(T);
+    host_.resize(place + bytes);
+    if (bytes > 0) std::memcpy(host_.data() + place, values.data(), bytes);
+    return place;
   }
+  void upload() {
+    device_.emplace(backend_, static_cast<int64_t>(host_.size()));
+    backend_.copy_from_host(host_.data(), device_->data(), host_.size());
+  }
+  template <class T>
+  const T* at(size_t place) const {
+    return reinterpret_cast<const T*>(device_->data() + place);
+  }
+
+ private:
+  Backend& backend_;
+  std::vector<unsigned char> host_;
+  std::optional<Buffer<unsigned char>> device_;
 };
 
 /// The constants of a step are rounded once from float64.
 template <class T>
-struct Update {
+struct Coefficients {
   T beta1, one_minus_beta1, beta2, one_minus_beta2;
   T decay;       // 1 - lr * weight_decay
   T step_size;   // lr / (1 - beta1^t)
   T root_scale;  // sqrt(1 - beta2^t)
   T adam_eps;
-  const T* grad;
+  T grad_scale;
+
+  explicit Coefficients(const AdamWStep& s)
+      : beta1(static_cast<T>(s.beta1)),
+        one_minus_beta1(static_cast<T>(1 - s.beta1)),
+        beta2(static_cast<T>(s.beta2)),
+        one_minus_beta2(static_cast<T>(1 - s.beta2)),
+        decay(static_cast<T>(1 - s.lr * s.weight_decay)),
+        step_size(static_cast<T>(s.lr / (1 - std::pow(s.beta1, static_cast<double>(s.step))))),
+        root_scale(static_cast<T>(std::sqrt(1 - std::pow(s.beta2, static_cast<double>(s.step))))),
+        adam_eps(static_cast<T>(s.adam_eps)),
+        grad_scale(static_cast<T>(s.grad_scale)) {}
+};
+
+template <class T>
+struct Parameter {
   T *param, *m, *v;
-  Averages<T> averages;
-
-  __device__ void operator()(int64_t i) const {
-    const T g = grad[i];
-    m[i] = beta1 * m[i] + one_minus_beta1 * g;
-    v[i] = beta2 * v[i] + one_minus_beta2 * g * g;
-    const T denominator = std::sqrt(v[i]) / root_scale + adam_eps;
-    param[i] = param[i] * decay - step_size * (m[i] / denominator);
-    averages.update(i, param[i]);
-  }
+  const T* grad;  // null: none, only the averages move
+  int64_t numel;
 };
 
-/// A parameter without a gradient, and averages that did not fit into the launch above.
+/// The tables, and their like for the averages: ema[i * averages + e] is parameter i's average at the
+/// rate 1 - rest[e].
 template <class T>
-struct UpdateAverages {
-  const T* param;
-  Averages<T> averages;
-  __device__ void operator()(int64_t i) const { averages.update(i, param[i]); }
+struct AllParameters {
+  const Parameter<T>* parameters;
+  T* const* ema;
+  const double* rest;
+  const Chunk* chunks;
+  int averages;
 };
 
-template <class T>
-Averages<T> averages_from(size_t first, const AdamWBuffers& buffers,
-                          std::span<const double> rates) {
-  Averages<T> averages{};
-  for (size_t e = first; e < std::min(rates.size(), first + kAverages); ++e) {
-    averages.ema[averages.count] = buffers.ema[e].as<T>();
-    averages.rest[averages.count++] = static_cast<T>(1 - rates[e]);
+// Elements of a thread at once: it has asked for all of them before it waits for the first.
+constexpr int kAtOnce = 4;
+
+/// Calls f(j, i) for a thread's next elements i, j counting them. Neighbouring threads have
+/// neighbouring ones, so that a warp's accesses are whole lines.
+template <class F>
+__device__ void for_elements(int64_t first, int64_t end, const F& f) {
+  for (int j = 0; j < kAtOnce; ++j) {
+    const int64_t i = first + j * kBlockThreads;
+    if (i < end) f(j, i);
   }
-  return averages;
+}
+
+/// Each array is read and written once.
+template <class T>
+__global__ void adamw_step(const __grid_constant__ AllParameters<T> all,
+                           const __grid_constant__ Coefficients<T> k,
+                           const double* only_if_finite) {
+  if (only_if_finite != nullptr && !isfinite(*only_if_finite)) return;
+  const Chunk chunk = all.chunks[blockIdx.x];
+  const Parameter<T> p = all.parameters[chunk.tensor];
+  T* const* ema = all.ema + chunk.tensor * all.averages;
+  const int64_t end = min(chunk.begin + kChunk, p.numel);
+  for (int64_t first = chunk.begin + threadIdx.x; first < end; first += kAtOnce * kBlockThreads) {
+    T param[kAtOnce]{}, m[kAtOnce]{}, v[kAtOnce]{}, grad[kAtOnce]{};
+    for_elements(first, end, [&](int j, int64_t i) { param[j] = p.param[i]; });
+    if (p.grad != nullptr) {
+      for_elements(first, end, [&](int j, int64_t i) {
+        m[j] = p.m[i];
+        v[j] = p.v[i];
+        grad[j] = p.grad[i];
+      });
+      for_elements(first, end, [&](int j, int64_t i) {
+        const T g = k.grad_scale * grad[j];
+        m[j] = k.beta1 * m[j] + k.one_minus_beta1 * g;
+        v[j] = k.beta2 * v[j] + k.one_minus_beta2 * g * g;
+        const T denominator = std::sqrt(v[j]) / k.root_scale + k.adam_eps;
+        param[j] = param[j] * k.decay - k.step_size * (m[j] / denominator);
+        p.m[i] = m[j];
+        p.v[i] = v[j];
+        p.param[i] = param[j];
+      });
+    }
+    for (int e = 0; e < all.averages; ++e) {
+      T* average = ema[e];
+      const T rest = static_cast<T>(all.rest[e]);
+      T before[kAtOnce]{};
+      for_elements(first, end, [&](int j, int64_t i) { before[j] = average[i]; });
+      for_elements(first, end, [&](int j, int64_t i) {
+        average[i] = before[j] + rest * (param[j] - before[j]);
+      });
+    }
+  }
+}
+
+template <class T>
+struct Elements {
+  const T* x;
+  int64_t numel;
+};
+
+/// sums[b]: of block b's chunk.
+template <class T>
+__global__ void sum_squares(const Elements<T>* tensors, const Chunk* chunks, double* sums) {
+  const Chunk chunk = chunks[blockIdx.x];
+  const Elements<T> tensor = tensors[chunk.tensor];
+  const int64_t end = min(chunk.begin + kChunk, tensor.numel);
+  double sum = 0;
+  for (int64_t i = chunk.begin + threadIdx.x; i < end; i += kBlockThreads) {
+    const auto value = static_cast<double>(tensor.x[i]);
+    sum += value * value;
+  }
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+/// One block: n may be 0.
+__global__ void add_up(const double* sums, int64_t n, double* total) {
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < n; i += kBlockThreads) sum += sums[i];
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) *total = sum;
+}
+
+template <class T>
+void launch_adamw(Backend& backend, std::span<const AdamWBuffers> all, const AdamWStep& step,
+                  std::span<const double> ema_rates) {
+  std::vector<Parameter<T>> parameters;
+  std::vector<T*> ema;
+  std::vector<double> rest;
+  std::vector<Chunk> chunks;
+  for (const AdamWBuffers& buffers : all) {
+    append_chunks(chunks, static_cast<int64_t>(parameters.size()), buffers.param.numel());
+    parameters.push_back({buffers.param.as<T>(), buffers.first_moment.as<T>(),
+                          buffers.second_moment.as<T>(), buffers.grad.as<T>(),
+                          buffers.param.numel()});
+    for (const View& average : buffers.ema) ema.push_back(average.as<T>());
+  }
+  for (const double rate : ema_rates) rest.push_back(1 - rate);
+  if (chunks.empty()) return;
+  Tables tables(backend);
+  const size_t parameters_at = tables.add(parameters), ema_at = tables.add(ema),
+               rest_at = tables.add(rest), chunks_at = tables.add(chunks);
+  tables.upload();
+  launch<adamw_step<T>>(
+      {.grid = static_cast<unsigned>(chunks.size()), .block = kBlockThreads},
+      AllParameters<T>{tables.at<Parameter<T>>(parameters_at), tables.at<T*>(ema_at),
+                       tables.at<double>(rest_at), tables.at<Chunk>(chunks_at),
+                       static_cast<int>(rest.size())},
+      Coefficients<T>(step), step.only_if_finite.as<double>());
+}
+
+template <class T>
+void launch_sum_of_squares(Backend& backend, std::span<const ConstView> all, double* out) {
+  std::vector<Elements<T>> tensors;
+  std::vector<Chunk> chunks;
+  for (const ConstView& x : all) {
+    append_chunks(chunks, static_cast<int64_t>(tensors.size()), x.numel());
+    tensors.push_back({x.as<T>(), x.numel()});
+  }
+  const auto blocks = static_cast<int64_t>(chunks.size());
+  const Buffer<double> sums(backend, blocks);
+  if (blocks > 0) {
+    Tables tables(backend);
+    const size_t tensors_at = tables.add(tensors), chunks_at = tables.add(chunks);
+    tables.upload();
+    launch<sum_squares<T>>({.grid = static_cast<unsigned>(blocks), .block = kBlockThreads},
+                           tables.at<Elements<T>>(tensors_at), tables.at<Chunk>(chunks_at),
+                           sums.data());
+  }
+  launch<add_up>({.grid = 1, .block = kBlockThreads}, static_cast<const double*>(sums.data()),
+                 blocks, out);
 }
 
 }  // namespace
 
-void CudaBackend::adamw(const AdamWBuffers& buffers, const AdamWStep& step,
-                        std::span<const double> ema_rates) {
-  const int64_t n = buffers.param.numel();
-  const auto t = static_cast<double>(step.step);
-  for_float(buffers.param.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    size_t first = 0;
-    if (buffers.grad) {
-      launch_for_each(
-          n, Update<T>{static_cast<T>(step.beta1), static_cast<T>(1 - step.beta1),
-                       static_cast<T>(step.beta2), static_cast<T>(1 - step.beta2),
-                       static_cast<T>(1 - step.lr * step.weight_decay),
-                       static_cast<T>(step.lr / (1 - std::pow(step.beta1, t))),
-                       static_cast<T>(std::sqrt(1 - std::pow(step.beta2, t))),
-                       static_cast<T>(step.adam_eps), buffers.grad.as<T>(), buffers.param.as<T>(),
-                       buffers.first_moment.as<T>(), buffers.second_moment.as<T>(),
-                       averages_from<T>(0, buffers, ema_rates)});
-      first = kAverages;
-    }
-    for (; first < ema_rates.size(); first += kAverages) {
-      launch_for_each(
-          n, UpdateAverages<T>{buffers.param.as<T>(), averages_from<T>(first, buffers, ema_rates)});
-    }
+void CudaBackend::sum_of_squares(std::span<const ConstView> tensors, View out) {
+  for_float(tensors.empty() ? DType::kFloat32 : tensors.front().dtype, [&](auto zero) {
+    launch_sum_of_squares<decltype(zero)>(*this, tensors, out.as<double>());
   });
+}
+
+void CudaBackend::adamw(std::span<const AdamWBuffers> parameters, const AdamWStep& step,
+                        std::span<const double> ema_rates) {
+  if (parameters.empty()) return;
+  for_float(parameters.front().param.dtype,
+            [&](auto zero) { launch_adamw<decltype(zero)>(*this, parameters, step, ema_rates); });
 }
 
 }  // namespace mutilde::cuda

@@ -2,12 +2,16 @@
 // Emulated (docs/cuda-without-a-gpu.md) it runs without a GPU.
 //
 // All work of a device goes to its default stream, in the order of the calls. A kernel is launched
-// and not waited for; only a copy to or from the host waits.
+// and not waited for; only copy_to_host() waits.
 #pragma once
+
+#include <optional>
 
 #include "core/backend.h"
 #include "core/caching_allocator.h"
+#include "cuda/graph.h"
 #include "cuda/rung.h"
+#include "cuda/staging.h"
 
 namespace mutilde::cuda {
 
@@ -25,6 +29,8 @@ class CudaBackend final : public Backend {
   void copy_to_host(const void* device, void* host, size_t bytes) override;
   void synchronize() override;
   bool has_bfloat16_kernels() const override { return true; }
+  std::function<void()> start_copy_to_host(const void* device, void* host, size_t bytes) override;
+  void launch_together(const std::function<void()>& work) override;
 
   // elementwise.cu
   void fill(double value, View out) override;
@@ -89,13 +95,16 @@ class CudaBackend final : public Backend {
   void fill_normal(RandomPosition position, View out) override;
 
   // adamw.cu
-  void adamw(const AdamWBuffers& buffers, const AdamWStep& step,
+  void sum_of_squares(std::span<const ConstView> tensors, View out) override;
+  void adamw(std::span<const AdamWBuffers> parameters, const AdamWStep& step,
              std::span<const double> ema_rates) override;
 
  private:
   int index_;
   Rung rung_;
   CachingAllocator allocator_;
+  Staging staging_;
+  std::optional<Graph> graph_;
 };
 
 }  // namespace mutilde::cuda

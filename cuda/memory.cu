@@ -1,17 +1,9 @@
-// Memory of a GPU, and copies to and from it.
+// Memory of a GPU, copies to and from it, and its stream.
 #include "cuda/cuda_backend.h"
 #include "cuda/launch.h"
 
 namespace mutilde::cuda {
 namespace {
-
-#ifdef __CUDACC__
-constexpr bool kCaches = true;
-#else
-// Emulated, a tensor is a heap block of exactly its size: the address sanitizer then sees where it
-// ends, and what a kernel reads before anybody wrote it is NaN.
-constexpr bool kCaches = false;
-#endif
 
 void* allocate_on_gpu(size_t bytes) {
   void* data = nullptr;
@@ -32,7 +24,9 @@ CudaBackend::CudaBackend(int index, Rung rung)
     : index_(index),
       rung_(rung),
       allocator_(
-          allocate_on_gpu, [](void* data, size_t) { cudaFree(data); }, kCaches) {}
+          allocate_on_gpu, [](void* data, size_t) { cudaFree(data); }, kCaches) {
+  if (graphs_wanted()) graph_.emplace(staging_);
+}
 
 void* CudaBackend::allocate(size_t bytes) {
   try {
@@ -57,12 +51,22 @@ void CudaBackend::copy(const void* from, void* to, size_t bytes) {
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice), "cuda: copy on the device");
 }
 void CudaBackend::copy_from_host(const void* host, void* device, size_t bytes) {
-  check(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice), "cuda: copy to the device");
+  staging_.copy_to_device(host, device, bytes);
 }
 void CudaBackend::copy_to_host(const void* device, void* host, size_t bytes) {
   // It waits for all kernels before, so that a fault in one of them shows here.
   check(cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost), "cuda: copy from the device");
 }
 void CudaBackend::synchronize() { check(cudaDeviceSynchronize(), "cuda: waiting for the device"); }
+
+std::function<void()> CudaBackend::start_copy_to_host(const void* device, void* host,
+                                                      size_t bytes) {
+  return staging_.copy_to_host(device, host, bytes);
+}
+
+void CudaBackend::launch_together(const std::function<void()>& work) {
+  if (!graph_) return work();
+  graph_->run(work);
+}
 
 }  // namespace mutilde::cuda

@@ -66,6 +66,8 @@ void load_named(const SafetensorsFile& file, const std::vector<NamedParameter>& 
 std::string average_name(double rate) { return fmt::format("ema_{}", rate); }
 
 void save_checkpoint(const std::filesystem::path& path, const Trainer& trainer) {
+  if (!trainer.settled())
+    fail<Error>("save_checkpoint: step {} is not settled yet; settle() it", trainer.step_count());
   std::vector<std::pair<std::string, Tensor>> tensors;
   const auto add = [&](const std::string& prefix, const std::vector<NamedParameter>& parameters) {
     for (auto& [name, value] : state_dict(parameters))
@@ -79,7 +81,11 @@ void save_checkpoint(const std::filesystem::path& path, const Trainer& trainer) 
   add(kSecondMoment, optimizer.second_moments());
   for (const auto& [name, value] : trainer.sampler().state())
     tensors.emplace_back(kSampler + name, value);
-  const nlohmann::json state = {{"step", trainer.step_count()}, {"images", trainer.images_seen()}};
+  nlohmann::json state = {{"step", trainer.step_count()}, {"images", trainer.images_seen()}};
+  if (trainer.lg_loss_scale()) {
+    state["lg_loss_scale"] = *trainer.lg_loss_scale();
+    state["skipped"] = trainer.skipped_steps();
+  }
   write_safetensors(path, tensors,
                     {{kSettingsKey, to_json(trainer.settings())}, {kStateKey, state.dump()}});
 }
@@ -99,6 +105,12 @@ Checkpoint::Checkpoint(const std::filesystem::path& path) : path_(path), file_(p
       } else if (settings_ &&  // an older file: as if no resume had changed the batch size
                  __builtin_mul_overflow(step_, settings_->batch_size, &images_seen_)) {
         fail<Error>("'{}' holds a step of {}, which cannot be", kStateKey, step_);
+      }
+      if (const auto scale = state.find("lg_loss_scale"); scale != state.end()) {
+        skipped_ = count_in(state, "skipped");
+        if (!scale->is_number() || skipped_ > step_)
+          fail<Error>("'{}' holds no loss scale that can be", kStateKey);
+        lg_loss_scale_ = scale->get<double>();
       }
     }
   });
@@ -146,7 +158,8 @@ void Checkpoint::restore(Trainer& trainer) const {
         sampler_state[name.substr(std::string(kSampler).size())] = file_.read(name);
     }
     trainer.sampler().restore(sampler_state);
-    optimizer.set_step_count(step_);
+    trainer.set_step_count(step_, skipped_);
+    if (lg_loss_scale_) trainer.scale_losses(*lg_loss_scale_);
     trainer.set_images_seen(images_seen_);
   });
 }

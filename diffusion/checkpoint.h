@@ -7,7 +7,7 @@
 //   sampler.<name>            the timestep sampler's state, if it has any
 //
 // and in the metadata `mutilde.settings` (see settings.h) and `mutilde.state`, as
-// {"step": 500, "images": 16000}.
+// {"step": 500, "images": 16000}, with "lg_loss_scale" and "skipped" where losses are scaled.
 // Random numbers are functions of the seed and the step, so nothing else is needed to go on.
 //
 // A state dict of improved-diffusion that somebody saved as safetensors is a
@@ -25,7 +25,8 @@
 
 namespace mutilde {
 
-/// Writes everything, atomically. Throws FileError.
+/// Writes everything, atomically. Throws FileError, and Error unless the trainer's last step is
+/// settled.
 void save_checkpoint(const std::filesystem::path& path, const Trainer& trainer);
 
 class Checkpoint {
@@ -58,6 +59,8 @@ class Checkpoint {
   std::optional<Settings> settings_;
   int64_t step_ = 0;
   int64_t images_seen_ = 0;
+  std::optional<double> lg_loss_scale_;
+  int64_t skipped_ = 0;
 };
 
 /// The prefix of an average's tensors, less the dot: "ema_0.9999".

@@ -28,6 +28,8 @@ class TimestepSampler {
   /// Tells the sampler what the losses were, [N] each (unweighted).
   /// Throws Error for one that is not finite.
   virtual void update_with_losses(const Tensor& t, const Tensor& losses);
+  /// Whether it learns from them, so that the next sample must wait for the losses of this one.
+  virtual bool wants_losses() const { return false; }
 
   /// What a checkpoint must hold for a resumed run to go on as if it had never stopped.
   virtual std::map<std::string, Tensor> state() const { return {}; }
@@ -55,6 +57,7 @@ class LossSecondMomentSampler : public TimestepSampler {
   explicit LossSecondMomentSampler(int64_t T, int64_t history = 10, double uniform_share = 0.001);
   std::vector<double> probabilities() const override;
   void update_with_losses(const Tensor& t, const Tensor& losses) override;
+  bool wants_losses() const override { return true; }
   std::map<std::string, Tensor> state() const override;
   void restore(const std::map<std::string, Tensor>& state) override;
   /// True once every t has its full history.

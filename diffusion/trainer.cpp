@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 namespace mutilde {
 
@@ -30,8 +31,10 @@ Tensor joined(const std::vector<Tensor>& parts) {
   return parts.front().defined() ? concat(parts) : Tensor();
 }
 
-double weighted_mean(const Tensor& losses, const Tensor& weights) {
-  return losses.defined() ? mean(losses * weights).item() : kNone;
+/// [1], float64.
+Tensor weighted_mean(const Tensor& losses, const Tensor& weights) {
+  if (!losses.defined()) return Tensor::full({1}, kNone, DType::kFloat64, weights.device());
+  return mean(losses * weights).reshape({1}).to(DType::kFloat64);
 }
 
 /// A step's own state, while it lives: the network in training mode, gradients from zero. Nothing
@@ -117,9 +120,40 @@ TrainingBatch Trainer::draw(const Tensor& x_0, const Tensor& y) const {
 StepReport Trainer::step(const Tensor& x_0, const Tensor& y) { return step_on(draw(x_0, y)); }
 
 StepReport Trainer::step_on(const TrainingBatch& batch) {
+  start(batch);
+  settle();
+  const StepReport result = reports_.back();
+  reports_.pop_back();
+  return result;
+}
+
+void Trainer::start_step(const Tensor& x_0, const Tensor& y) { start(draw(x_0, y)); }
+
+std::vector<StepReport> Trainer::take_reports() { return std::exchange(reports_, {}); }
+
+void Trainer::start(const TrainingBatch& batch) {
+  Started started;
+  started.report.step = step_count() + 1;
+  started.report.lr = learning_rate(settings_, step_count());
+  started.N = batch.size();
+  Tensor numbers;
+  backend(device_).launch_together([&] {
+    const StepScope scope(*unet_, optimizer_);
+    numbers = update(started, batch, backward(batch));
+  });
+  images_seen_ += started.N;
+  started.numbers = Tensor::empty(numbers.shape(), DType::kFloat64);
+  started.wait =
+      backend(numbers).start_copy_to_host(numbers.raw(), started.numbers.raw(), numbers.bytes());
+  started_.push_back(std::move(started));
+  const bool wait =
+      device_ == Device::cpu() || sampler_->wants_losses() || lg_loss_scale_.has_value();
+  settle_all_but(wait ? 0 : 1);
+}
+
+TrainingLosses Trainer::backward(const TrainingBatch& batch) {
   const int64_t N = batch.size();
   const int64_t at_once = settings_.microbatch > 0 ? settings_.microbatch : N;
-  const StepScope scope(*unet_, optimizer_);
   std::vector<Tensor> losses, mse, vb;
   // Dropout goes on from one microbatch to the next within the step's stream.
   unet_->set_dropout_random(
@@ -127,39 +161,84 @@ StepReport Trainer::step_on(const TrainingBatch& batch) {
   for (int64_t begin = 0; begin < N; begin += at_once) {
     const TrainingBatch part = batch.rows(begin, std::min(N, begin + at_once));
     const TrainingLosses part_losses =
-        accumulate_gradients(*unet_, diffusion_, part, 1 / static_cast<double>(N));
+        accumulate_gradients(*unet_, diffusion_, part, loss_scale() / static_cast<double>(N));
     losses.push_back(part_losses.loss);
     mse.push_back(part_losses.mse);
     vb.push_back(part_losses.vb);
   }
-
-  const NoGrad no_grad;
-  const TrainingLosses all{joined(losses), joined(mse), joined(vb)};
-  StepReport result = report(batch, all);
-  if (!std::isfinite(result.loss) || !std::isfinite(result.grad_norm)) {
-    fail<Error>("train: the loss of step {} is {}, its gradient's norm {}; a lower lr may help",
-                result.step, result.loss, result.grad_norm);
-  }
-  sampler_->update_with_losses(batch.t, all.loss);
-  optimizer_.step(result.lr);
-  images_seen_ += N;
-  return result;
+  return {joined(losses), joined(mse), joined(vb)};
 }
 
-StepReport Trainer::report(const TrainingBatch& batch, const TrainingLosses& losses) const {
-  StepReport result;
-  result.step = step_count() + 1;
-  result.loss = weighted_mean(losses.loss, batch.weights);
-  result.mse = weighted_mean(losses.mse, batch.weights);
-  result.vb = weighted_mean(losses.vb, batch.weights);
-  result.grad_norm = optimizer_.gradient_norm();
-  result.lr = learning_rate(settings_, step_count());
+/// Whether its loss and gradient are finite, so that the parameters may be updated, the device finds
+/// out by itself, and the host hears of it later: a step that is void voids those that were started
+/// after it.
+Tensor Trainer::update(Started& started, const TrainingBatch& batch, const TrainingLosses& losses) {
+  const NoGrad no_grad;
+  const Tensor loss = weighted_mean(losses.loss, batch.weights);
+  const Tensor squared_norm = optimizer_.squared_gradient_norm().reshape({1});
+  started.finite = squared_norm + 0.0 * loss;
+  if (!started_.empty()) started.finite = started.finite + 0.0 * started_.back().finite;
+  const Tensor numbers = concat({loss, weighted_mean(losses.mse, batch.weights),
+                                 weighted_mean(losses.vb, batch.weights), squared_norm,
+                                 (losses.loss * batch.weights).to(DType::kFloat64),
+                                 losses.loss.to(DType::kFloat64), batch.t.to(DType::kFloat64)});
+  optimizer_.step(started.report.lr, started.finite, 1 / loss_scale());
+  return numbers;
+}
 
-  const std::vector<double> weighted = (losses.loss * batch.weights).to_vector<double>();
-  const std::vector<int64_t> t = batch.t.to_vector<int64_t>();
+void Trainer::settle_all_but(size_t last) {
+  while (started_.size() > last) {
+    const Started& oldest = started_.front();
+    oldest.wait();
+    settle(oldest);
+    started_.pop_front();
+  }
+}
+
+void Trainer::settle(const Started& started) {
+  constexpr double kGrowth = 0.001;  // of lg, as in the original
+  const int64_t N = started.N;
+  StepReport result = report(started);
+  const bool finite = std::isfinite(result.loss) && std::isfinite(result.grad_norm);
+  if (!finite && lg_loss_scale_ && *lg_loss_scale_ >= 1) {
+    *lg_loss_scale_ -= 1;
+    set_step_count(result.step, skipped_steps_ + 1);
+    result.skipped = true;
+  } else if (!finite) {
+    set_step_count(result.step - 1, skipped_steps_);
+    for (const Started& dropped : started_) images_seen_ -= dropped.N;
+    started_.clear();
+    fail<Error>("train: the loss of step {} is {}, its gradient's norm {}; a lower lr may help",
+                result.step, result.loss, result.grad_norm);
+  } else if (lg_loss_scale_) {
+    *lg_loss_scale_ += kGrowth;
+  }
+  const Tensor& numbers = started.numbers;
+  if (std::isfinite(result.loss)) {
+    sampler_->update_with_losses(numbers.slice(4 + 2 * N, 4 + 3 * N),
+                                 numbers.slice(4 + N, 4 + 2 * N));
+  }
+  reports_.push_back(result);
+}
+
+void Trainer::set_step_count(int64_t count, int64_t skipped) {
+  optimizer_.set_step_count(count - skipped);
+  skipped_steps_ = skipped;
+}
+
+StepReport Trainer::report(const Started& started) const {
+  const std::span<const double> numbers = started.numbers.values<double>();
+  StepReport result = started.report;
+  result.loss = numbers[0];
+  result.mse = numbers[1];
+  result.vb = numbers[2];
+  result.grad_norm = std::sqrt(numbers[3]) / loss_scale();
+
+  const auto N = static_cast<size_t>(started.N);
+  const auto weighted = numbers.subspan(4, N), t = numbers.subspan(4 + 2 * N, N);
   std::array<double, 4> total{}, count{};
-  for (size_t i = 0; i < t.size(); ++i) {
-    const auto quartile = static_cast<size_t>(4 * t[i] / diffusion_.T());
+  for (size_t i = 0; i < N; ++i) {
+    const auto quartile = static_cast<size_t>(4 * static_cast<int64_t>(t[i]) / diffusion_.T());
     total[quartile] += weighted[i];
     ++count[quartile];
   }

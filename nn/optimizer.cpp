@@ -1,7 +1,6 @@
 #include "nn/optimizer.h"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 namespace mutilde {
@@ -37,41 +36,46 @@ AdamW::AdamW(std::vector<NamedParameter> parameters, AdamWOptions options)
   }
 }
 
-void AdamW::step(double lr) {
-  ++step_count_;
+void AdamW::step(double lr, const Tensor& only_if_finite, double grad_scale) {
+  const int64_t count = step_count_ + 1;
   std::vector<double> rates = options_.ema_rates;
   if (options_.ema_warmup) {
-    const double warmup =
-        (1.0 + static_cast<double>(step_count_)) / (10.0 + static_cast<double>(step_count_));
+    const double warmup = (1.0 + static_cast<double>(count)) / (10.0 + static_cast<double>(count));
     for (double& rate : rates) rate = std::min(rate, warmup);
   }
-  const AdamWStep step{
-      lr, options_.beta1, options_.beta2, options_.adam_eps, options_.weight_decay, step_count_};
-  std::vector<View> ema(rates.size());
+  AdamWStep step{lr,   options_.beta1, options_.beta2, options_.adam_eps, options_.weight_decay,
+                 count};
+  step.grad_scale = grad_scale;
+  if (only_if_finite.defined()) step.only_if_finite = only_if_finite;
+
+  std::vector<AdamWBuffers> buffers;
+  std::vector<View> averages;  // of one parameter after the other
+  averages.reserve(parameters_.size() * rates.size());
   for (size_t i = 0; i < parameters_.size(); ++i) {
+    const std::span<const View> of_parameter(averages.data() + averages.size(), emas_.size());
+    for (const auto& ema : emas_) averages.push_back(ema[i].value);
     const Tensor& value = parameters_[i].value;
-    for (size_t rate = 0; rate < rates.size(); ++rate) ema[rate] = emas_[rate][i].value;
-    AdamWBuffers buffers{value, first_moments_[i].value, second_moments_[i].value, {}, ema};
-    if (const Tensor grad = value.grad(); grad.defined()) buffers.grad = grad;
-    backend(value).adamw(buffers, step, rates);
+    buffers.push_back({value, first_moments_[i].value, second_moments_[i].value, {}, of_parameter});
+    if (const Tensor grad = value.grad(); grad.defined()) buffers.back().grad = grad;
   }
+  if (!parameters_.empty()) backend(parameters_.front().value).adamw(buffers, step, rates);
+  step_count_ = count;
 }
 
 void AdamW::zero_grad() {
   for (const NamedParameter& parameter : parameters_) parameter.value.set_grad({});
 }
 
-double AdamW::gradient_norm() const {
-  const NoGrad no_grad;
-  std::vector<Tensor> squares;
+Tensor AdamW::squared_gradient_norm() const {
+  if (parameters_.empty()) return Tensor::zeros({}, DType::kFloat64);
+  std::vector<ConstView> gradients;
   for (const NamedParameter& parameter : parameters_) {
-    if (const Tensor grad = parameter.value.grad(); grad.defined())
-      squares.push_back(sum(square(grad)).reshape({1}));
+    if (const Tensor grad = parameter.value.grad(); grad.defined()) gradients.push_back(grad);
   }
-  if (squares.empty()) return 0;
-  double total = 0;  // read at once: each look at a number waits for the GPU
-  for (const double value : concat(squares).to_vector<double>()) total += value;
-  return std::sqrt(total);
+  const Tensor& first = parameters_.front().value;
+  const Tensor square = Tensor::empty({}, DType::kFloat64, first.device());
+  backend(first).sum_of_squares(gradients, square);
+  return square;
 }
 
 SwappedParameters::SwappedParameters(const std::vector<NamedParameter>& parameters,

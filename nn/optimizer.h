@@ -21,12 +21,14 @@ class AdamW {
   /// Throws Error for a rate or beta outside [0, 1).
   AdamW(std::vector<NamedParameter> parameters, AdamWOptions options);
 
-  /// One step at learning rate `lr` with the gradients that backward() left; parameters without a
-  /// gradient keep still, but for their averages. The gradients stay: zero_grad() drops them.
-  void step(double lr);
+  /// One step at learning rate `lr` with the gradients that backward() left, times `grad_scale`;
+  /// parameters without a gradient keep still, but for their averages. The gradients stay:
+  /// zero_grad() drops them. `only_if_finite`: a float64 on the parameters' device; unless it is
+  /// finite nothing moves, though the step counts.
+  void step(double lr, const Tensor& only_if_finite = {}, double grad_scale = 1);
   void zero_grad();
-  /// Square root of the sum of squares of all gradients.
-  double gradient_norm() const;
+  /// The square of the norm of all gradients: [], float64, on the parameters' device.
+  Tensor squared_gradient_norm() const;
 
   int64_t step_count() const { return step_count_; }
   void set_step_count(int64_t count) { step_count_ = count; }

@@ -20,6 +20,7 @@ class CpuBackend final : public Backend {
   void copy_to_host(const void* device, void* host, size_t bytes) override;
   void synchronize() override {}  // a kernel returns when it is done
   bool has_bfloat16_kernels() const override { return false; }
+  std::function<void()> start_copy_to_host(const void* device, void* host, size_t bytes) override;
 
   // elementwise.cpp
   void fill(double value, View out) override;
@@ -84,7 +85,8 @@ class CpuBackend final : public Backend {
   void fill_normal(RandomPosition position, View out) override;
 
   // adamw.cpp
-  void adamw(const AdamWBuffers& buffers, const AdamWStep& step,
+  void sum_of_squares(std::span<const ConstView> tensors, View out) override;
+  void adamw(std::span<const AdamWBuffers> parameters, const AdamWStep& step,
              std::span<const double> ema_rates) override;
 
  private:

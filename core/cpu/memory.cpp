@@ -28,5 +28,9 @@ void CpuBackend::copy_from_host(const void* host, void* device, size_t bytes) {
 void CpuBackend::copy_to_host(const void* device, void* host, size_t bytes) {
   copy(device, host, bytes);
 }
+std::function<void()> CpuBackend::start_copy_to_host(const void* device, void* host, size_t bytes) {
+  copy(device, host, bytes);
+  return [] {};
+}
 
 }  // namespace mutilde

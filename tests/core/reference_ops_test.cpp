@@ -134,8 +134,10 @@ TEST(ReferenceOps, TenStepsOfAdamWEqualPyTorch) {
   const Tensor first_moment = zeros_like(param), second_moment = zeros_like(param);
   for (int64_t step = 1; step <= 10; ++step) {
     const Tensor grad = gradients.slice(step - 1, step).reshape(param.shape());
-    backend(param).adamw({param, first_moment, second_moment, grad, {}},
-                         {1e-2, 0.9, 0.999, 1e-8, 0.1, step}, {});
+    const AdamWBuffers buffers{param, first_moment, second_moment, grad, {}};
+    const AdamWStep options{
+        .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.999, .weight_decay = 0.1, .step = step};
+    backend(param).adamw({&buffers, 1}, options, {});
     expect_close(param, expected.slice(step - 1, step).reshape(param.shape()), 1e-5,
                  "step " + std::to_string(step));
   }
@@ -147,7 +149,8 @@ TEST(ReferenceOps, OneUpdateOfTheAverageEqualsTheOriginals) {
   const Tensor first_moment = zeros_like(param), second_moment = zeros_like(param);
   const std::vector<View> averages = {average};
   const std::vector<double> rates = {0.9};
-  backend(param).adamw({param, first_moment, second_moment, {}, averages}, {}, rates);
+  const AdamWBuffers buffers{param, first_moment, second_moment, {}, averages};
+  backend(param).adamw({&buffers, 1}, {}, rates);
   expect_close(average, reference().read("ema.after"), 1e-5, "average");
 }
 

@@ -1,12 +1,16 @@
 // A whole network, and a whole step of training, on the GPU and on the CPU.
 #include <cmath>
+#include <limits>
+#include <numeric>
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "core/op_cases.h"
 #include "core/ops/ops.h"
 #include "core/precision.h"
 #include "cuda/devices.h"
+#include "diffusion/checkpoint.h"
 #include "diffusion/trainer.h"
 
 namespace mutilde {
@@ -177,6 +181,96 @@ TEST(CudaTrainer, AStepInBfloat16IsNearTheOneInFloat32) {
   }
   EXPECT_LT(std::sqrt(error / size), 2 * 30 * 0x1p-7);
   EXPECT_GT(std::sqrt(error / size), 0x1p-10);
+}
+
+struct Images {
+  Tensor x_0, y;
+};
+
+Images images(uint64_t seed) {
+  return {uniform({2, 4, 4, 1}, -1, 1, seed).to(DType::kFloat32),
+          Tensor::from<int64_t>({2}, {1, 2})};
+}
+
+/// Everything that a step changes.
+std::vector<std::vector<double>> state_of(const Trainer& trainer) {
+  const AdamW& optimizer = trainer.optimizer();
+  std::vector<std::vector<double>> state;
+  for (const auto& set : {optimizer.parameters(), optimizer.first_moments(),
+                          optimizer.second_moments(), optimizer.ema(0), optimizer.ema(1)})
+    for (const NamedParameter& parameter : set)
+      state.push_back(parameter.value.to_vector<double>());
+  return state;
+}
+
+TEST(CudaTrainer, StepsThatAreOnlyStartedAreThoseThatAreWaitedFor) {
+  Trainer waiting(tiny_settings(), gpu()), starting(tiny_settings(), gpu());
+  std::vector<StepReport> expected, actual;
+  for (uint64_t step = 0; step < 4; ++step) {
+    const Images batch = images(step + 1);
+    expected.push_back(waiting.step(batch.x_0, batch.y));
+    starting.start_step(batch.x_0, batch.y);
+    EXPECT_FALSE(starting.settled());
+    for (const StepReport& report : starting.take_reports()) actual.push_back(report);
+    EXPECT_EQ(actual.size(), step);  // all but the last
+  }
+  starting.settle();
+  for (const StepReport& report : starting.take_reports()) actual.push_back(report);
+  ASSERT_EQ(actual.size(), expected.size());
+  for (size_t i = 0; i < actual.size(); ++i) {
+    EXPECT_EQ(actual[i].step, expected[i].step);
+    EXPECT_EQ(actual[i].loss, expected[i].loss);
+    EXPECT_EQ(actual[i].grad_norm, expected[i].grad_norm);
+    EXPECT_EQ(actual[i].lr, expected[i].lr);
+  }
+  EXPECT_EQ(state_of(starting), state_of(waiting));
+}
+
+// The step after it is computed on the GPU when the host hears of it, and is dropped.
+TEST(CudaTrainer, AStepWhoseLossIsNotFiniteIsReportedByTheNextAndHasChangedNothing) {
+  Trainer trainer(tiny_settings(), gpu()), untouched(tiny_settings(), gpu());
+  const Images good = images(1);
+  Images bad = images(2);
+  bad.x_0 = bad.x_0.clone();
+  bad.x_0.values<float>()[5] = std::numeric_limits<float>::infinity();
+  trainer.start_step(good.x_0, good.y);
+  trainer.start_step(bad.x_0, bad.y);
+  EXPECT_EQ(trainer.take_reports().size(), 1U);
+  EXPECT_EQ(trainer.step_count(), 2);
+  EXPECT_THROW(save_checkpoint("none.safetensors", trainer), Error);
+  try {
+    trainer.start_step(good.x_0, good.y);
+    FAIL() << "nothing was thrown";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), testing::HasSubstr("loss of step 2"));
+  }
+  EXPECT_TRUE(trainer.settled());
+  EXPECT_EQ(trainer.step_count(), 1);
+  EXPECT_EQ(trainer.images_seen(), 2);
+  EXPECT_TRUE(trainer.take_reports().empty());
+
+  untouched.step(good.x_0, good.y);
+  EXPECT_EQ(state_of(trainer), state_of(untouched));
+  const Images next = images(3);
+  EXPECT_EQ(trainer.step(next.x_0, next.y).loss, untouched.step(next.x_0, next.y).loss);
+  EXPECT_EQ(state_of(trainer), state_of(untouched));
+
+  trainer.start_step(bad.x_0, bad.y);
+  EXPECT_THROW(trainer.settle(), Error);
+  EXPECT_EQ(trainer.step_count(), 2);
+  EXPECT_EQ(state_of(trainer), state_of(untouched));
+}
+
+TEST(CudaTrainer, WaitsForTheLossesThatItsSamplerLearnsFrom) {
+  Settings settings = tiny_settings();
+  settings.schedule_sampler = "loss-second-moment";
+  Trainer trainer(settings, gpu());
+  const Images batch = images(1);
+  trainer.start_step(batch.x_0, batch.y);
+  EXPECT_TRUE(trainer.settled());
+  EXPECT_EQ(trainer.take_reports().size(), 1U);
+  const auto counts = trainer.sampler().state().at("counts").to_vector<double>();
+  EXPECT_EQ(std::accumulate(counts.begin(), counts.end(), 0.0), 2);
 }
 
 }  // namespace

@@ -136,6 +136,30 @@ TEST_F(CheckpointTest, AResumedRunIsBitForBitTheRunThatNeverStopped) {
   EXPECT_TRUE(read_bytes(path("whole.safetensors")) == read_bytes(path("resumed.safetensors")));
 }
 
+// The gradient of the sum of losses, 2^lg / 4, is infinite in float32 down to lg = 130: some steps are
+// skipped before the pause and some after.
+TEST_F(CheckpointTest, AResumedRunGoesOnWithItsLossScale) {
+  Trainer whole(tiny_settings()), first_half(tiny_settings());
+  whole.scale_losses(133);
+  first_half.scale_losses(133);
+  for (int i = 0; i < 24; ++i) train_step(whole);
+  for (int i = 0; i < 2; ++i) train_step(first_half);
+  EXPECT_EQ(first_half.skipped_steps(), 2);
+  save_checkpoint(path("half.safetensors"), first_half);
+
+  Trainer resumed(tiny_settings());
+  Checkpoint(path("half.safetensors")).restore(resumed);
+  EXPECT_EQ(resumed.lg_loss_scale(), 131);
+  EXPECT_EQ(resumed.skipped_steps(), 2);
+  for (int i = 0; i < 22; ++i) train_step(resumed);
+  EXPECT_GT(whole.skipped_steps(), 2);
+  EXPECT_GT(whole.optimizer().step_count(), 0);
+
+  save_checkpoint(path("whole.safetensors"), whole);
+  save_checkpoint(path("resumed.safetensors"), resumed);
+  EXPECT_TRUE(read_bytes(path("whole.safetensors")) == read_bytes(path("resumed.safetensors")));
+}
+
 TEST_F(CheckpointTest, CountsTheImagesWhenTheBatchSizeChanges) {
   Trainer trainer(tiny_settings());
   train_step(trainer);

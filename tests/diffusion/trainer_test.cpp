@@ -242,12 +242,14 @@ StepReport train_step(Trainer& trainer) {
   return trainer.step(images.x_0, images.y);
 }
 
+void expect_same(const std::vector<NamedParameter>& a, const std::vector<NamedParameter>& b,
+                 double rtol) {
+  for (size_t i = 0; i < b.size(); ++i)
+    EXPECT_TRUE(test::close(a[i].value, b[i].value, rtol)) << b[i].name;
+}
+
 void expect_same_weights(const Trainer& a, const Trainer& b, double rtol) {
-  const auto& theirs = b.optimizer().parameters();
-  for (size_t i = 0; i < theirs.size(); ++i) {
-    EXPECT_TRUE(test::close(a.optimizer().parameters()[i].value, theirs[i].value, rtol))
-        << theirs[i].name;
-  }
+  expect_same(a.optimizer().parameters(), b.optimizer().parameters(), rtol);
 }
 
 TEST(Trainer, GivesTheSameNumbersEachTimeAndOthersForAnotherSeed) {
@@ -353,6 +355,57 @@ TEST(Trainer, LeavesNoTrainingModeAndNoGradientsBehindAStepThatThrows) {
   expect_same_weights(trainer, untouched, 0);
   EXPECT_EQ(train_step(trainer).grad_norm, train_step(untouched).grad_norm);
   EXPECT_EQ(trainer.images_seen(), 6);
+}
+
+// Powers of two round nothing on the way there and back.
+TEST(Trainer, ScaledLossesGiveTheSameStep) {
+  Trainer scaled(tiny_settings()), plain(tiny_settings());
+  scaled.scale_losses();
+  const StepReport a = train_step(scaled), b = train_step(plain);
+  EXPECT_EQ(a.loss, b.loss);
+  EXPECT_EQ(a.grad_norm, b.grad_norm);
+  expect_same_weights(scaled, plain, 0);
+  EXPECT_DOUBLE_EQ(*scaled.lg_loss_scale(), 20.001);
+  train_step(scaled);
+  EXPECT_DOUBLE_EQ(*scaled.lg_loss_scale(), 20.002);
+}
+
+// The gradient of the sum of losses, 2^lg / 6, is infinite in float32 down to lg = 131.
+TEST(Trainer, SkipsStepsWhoseGradientsOverflowUntilTheLossIsScaledLess) {
+  Trainer trainer(tiny_settings()), untouched(tiny_settings());
+  trainer.scale_losses(140);
+  int64_t skipped = 0;
+  while (skipped < 40 && train_step(trainer).skipped) {
+    ++skipped;
+    EXPECT_EQ(*trainer.lg_loss_scale(), 140.0 - static_cast<double>(skipped));
+    EXPECT_EQ(trainer.step_count(), skipped);
+    EXPECT_EQ(trainer.skipped_steps(), skipped);
+    EXPECT_EQ(trainer.optimizer().step_count(), 0);
+    expect_same_weights(trainer, untouched, 0);
+    expect_same(trainer.optimizer().ema(0), untouched.optimizer().ema(0), 0);
+  }
+  EXPECT_GE(skipped, 10);
+  EXPECT_LT(skipped, 40);
+  EXPECT_DOUBLE_EQ(*trainer.lg_loss_scale(), 140.001 - static_cast<double>(skipped));
+  EXPECT_EQ(trainer.step_count(), skipped + 1);
+  EXPECT_EQ(trainer.optimizer().step_count(), 1);
+  EXPECT_EQ(trainer.images_seen(), 6 * (skipped + 1));
+  // What the next batch's gradient gives by itself, as the first step of the optimiser.
+  untouched.set_step_count(skipped, skipped);
+  train_step(untouched);
+  expect_same_weights(trainer, untouched, 0);
+}
+
+TEST(Trainer, RefusesALossThatIsNotFiniteHoweverItIsScaled) {
+  Trainer trainer(tiny_settings()), untouched(tiny_settings());
+  trainer.scale_losses(1.5);
+  Images images = images_of_step(trainer.settings(), 0);
+  images.x_0.values<float>()[7] = std::numeric_limits<float>::infinity();
+  EXPECT_TRUE(trainer.step(images.x_0, images.y).skipped);
+  EXPECT_THROW(trainer.step(images.x_0, images.y), Error);
+  EXPECT_EQ(trainer.step_count(), 1);
+  EXPECT_EQ(trainer.images_seen(), 6);
+  expect_same_weights(trainer, untouched, 0);
 }
 
 TEST(Trainer, LearnsToDenoiseOneImage) {

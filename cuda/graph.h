@@ -1,0 +1,41 @@
+// A CUDA graph: launches and copies that are collected first and then started all at once.
+//
+// What it may save is the host's and the front end's work for each launch, some 2 us. What it costs
+// is that the same launches must be collected anew each time, since arguments change with each
+// step of training (addresses, positions in random streams, bias corrections), and compared with
+// what was started last.
+#pragma once
+
+#include <functional>
+
+#include <cuda_runtime.h>
+
+#include "cuda/staging.h"
+
+namespace mutilde::cuda {
+
+class Graph {
+ public:
+  /// `staging`: through which copies of the work go.
+  explicit Graph(Staging& staging) : staging_(staging) {}
+  ~Graph();
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+
+  /// Calls work(), then starts what it collected. The first call collects nothing, so that memory
+  /// is there when it counts: what a cache gave back to the system could be in use by what is
+  /// collected, and not started yet.
+  void run(const std::function<void()>& work);
+
+ private:
+  void start(cudaGraph_t graph);
+
+  Staging& staging_;
+  cudaGraphExec_t executable_ = nullptr;  // what was started last
+  bool warm_ = false;
+};
+
+/// MUTILDE_CUDA_GRAPH=1: whether launch_together() does so.
+bool graphs_wanted();
+
+}  // namespace mutilde::cuda
