@@ -24,6 +24,7 @@ struct ConstView {
   const void* data = nullptr;
   DType dtype = DType::kFloat32;
   Shape shape;
+  const void* in_bfloat16 = nullptr;  // the same numbers, where the caller has them in bfloat16 too
 
   int64_t numel() const { return shape.numel(); }
   explicit operator bool() const { return data != nullptr; }
@@ -41,7 +42,7 @@ struct View {
 
   int64_t numel() const { return shape.numel(); }
   explicit operator bool() const { return data != nullptr; }
-  operator ConstView() const { return {data, dtype, shape}; }
+  operator ConstView() const { return {data, dtype, shape, nullptr}; }
   template <class T>
   T* as() const {
     return static_cast<T*>(data);

@@ -18,6 +18,7 @@ struct Storage {
   size_t bytes;
   Device device;
   void* data;
+  Tensor in_bfloat16;  // or undefined
 };
 
 Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
@@ -133,6 +134,20 @@ void Tensor::copy_(const Tensor& from) const {
   }
   const Tensor local = from.detach().to(device());
   backend(*this).copy(local.raw(), raw(), bytes());
+  touch();
+}
+
+void Tensor::touch() const { storage_->in_bfloat16 = {}; }
+
+Tensor Tensor::in_bfloat16() const {
+  const NoGrad no_grad;
+  const bool is_whole = bytes() == storage_->bytes;
+  if (!is_whole || !storage_->in_bfloat16.defined()) {
+    const Tensor copy = detach().to(DType::kBFloat16);
+    if (!is_whole) return copy;
+    storage_->in_bfloat16 = copy;
+  }
+  return view_of(storage_->in_bfloat16, shape_, 0);
 }
 
 Tensor& Tensor::set_requires_grad(bool wanted) {

@@ -62,7 +62,7 @@ class Tensor {
   double item() const;
 
   /// Views for kernels. A tensor is a handle, so a const one can be written through.
-  operator ConstView() const { return {raw(), dtype_, shape_}; }
+  operator ConstView() const { return {raw(), dtype_, shape_, nullptr}; }
   operator View() const { return {raw(), dtype_, shape_}; }
   void* raw() const;
 
@@ -76,6 +76,11 @@ class Tensor {
   Tensor clone() const;   // a copy of the data, outside the graph
   /// Overwrites the elements (same shape and dtype, any device). Not recorded by autograd.
   void copy_(const Tensor& from) const;
+  /// A copy in bfloat16, outside the graph. It is kept with the storage until the elements change: a parameter's
+  /// many products share one.
+  Tensor in_bfloat16() const;
+  /// Says that the elements of a parameter were changed by something other than copy_().
+  void touch() const;
   /// True if no other tensor shares the storage.
   bool unique() const { return storage_.use_count() == 1; }
 

@@ -138,6 +138,18 @@ struct Dilate {
   }
 };
 
+/// Hopper's copy engine wants rows that are multiples of 16 bytes. Zeros make them so, of images (3 channels)
+/// and of what becomes one again.
+int padded(int channels) { return ceil_div(channels, 8) * 8; }
+
+/// The gradient of the weight [C_out, taps, C] from that with padded channels. i counts it.
+struct TakeChannels {
+  const float* all;
+  float* out;
+  int C, padded;
+  __device__ void operator()(int64_t i) const { out[i] = all[i / C * padded + i % C]; }
+};
+
 bool is_empty(const ConvSizes& s, int64_t N) {
   return N == 0 || s.H == 0 || s.W == 0 || s.H_out == 0 || s.W_out == 0;
 }
@@ -154,9 +166,12 @@ void CudaBackend::conv2d(ConstView x, ConstView weight, ConstView bias, Conv2dGe
     using T = decltype(zero);
     using Weight = Computed<T>;
     if constexpr (std::is_same_v<Weight, float>) {
-      if (way.rung == Rung::kHopper && !is_empty(s, N) && conv2d_wgmma_takes(s, sizeof(T) == 2)) {
-        const Shortened short_x(*this, x), short_weight(*this, weight);
-        return conv2d_wgmma(s, N, short_x.data(), short_weight.data(), bias.as<float>(),
+      ConvSizes p = s;
+      p.C = padded(s.C);
+      if (way.rung == Rung::kHopper && !is_empty(s, N) && conv2d_wgmma_takes(p, sizeof(T) == 2)) {
+        const Shortened short_x(*this, x, int64_t{N} * s.H * s.W, p.C);
+        const Shortened short_weight(*this, weight, int64_t{s.C_out} * s.kH * s.kW, p.C);
+        return conv2d_wgmma(p, N, short_x.data(), short_weight.data(), bias.as<float>(),
                             out.as<T>(), nullptr);
       }
     }
@@ -180,19 +195,22 @@ void CudaBackend::conv2d_backward_input(ConstView dout, ConstView weight, Conv2d
     using T = decltype(zero);
     using Weight = Computed<T>;
     if constexpr (std::is_same_v<Weight, float>) {
-      if (way.rung == Rung::kHopper && !is_empty(s, N) && conv2d_backward_wgmma_takes(s)) {
-        const Shortened short_dout(*this, dout), short_weight(*this, weight);
+      ConvSizes p = s;
+      p.C_out = padded(s.C_out);
+      if (way.rung == Rung::kHopper && !is_empty(s, N) && conv2d_backward_wgmma_takes(p)) {
+        const Shortened short_dout(*this, dout, int64_t{N} * s.H_out * s.W_out, p.C_out);
+        const Shortened short_weight(*this, weight, int64_t{p.C_out} * s.kH * s.kW, s.C);
         if (s.stride == 1) {
-          return conv2d_backward_input_wgmma(s, N, short_dout.data(), short_weight.data(),
+          return conv2d_backward_input_wgmma(p, N, short_dout.data(), short_weight.data(),
                                              dx.as<T>(), nullptr);
         }
         const int H = dilated(s.H_out, s.stride), W = dilated(s.W_out, s.stride);
-        const int64_t packs = int64_t{N} * H * W * s.C_out / 8;
+        const int64_t packs = int64_t{N} * H * W * p.C_out / 8;
         const Buffer<Pack<__nv_bfloat16, 8>> wide(*this, packs);
         launch_for_each(packs,
                         Dilate{reinterpret_cast<const Pack<__nv_bfloat16, 8>*>(short_dout.data()),
-                               wide.data(), s, H, W});
-        return conv2d_backward_input_wgmma(s, N, wide.data()->at, short_weight.data(), dx.as<T>(),
+                               wide.data(), p, H, W});
+        return conv2d_backward_input_wgmma(p, N, wide.data()->at, short_weight.data(), dx.as<T>(),
                                            nullptr);
       }
     }
@@ -212,13 +230,23 @@ void CudaBackend::conv2d_backward_weight(ConstView x, ConstView dout, Conv2dGeom
   const int64_t pixels = dout.shape.product(0, 3), columns = dweight.shape.product(1, 4);
   const int N = int_size("conv2d", x.shape[0]);
   const Way way = way_for(x.dtype, rung_);
-  if (way.rung == Rung::kHopper && !is_empty(s, N) && conv2d_backward_wgmma_takes(s)) {
-    const Shortened short_x(*this, x), short_dout(*this, dout);
-    return sum_chunks(*this, conv2d_backward_weight_chunks(s, N), dweight.numel(),
-                      dweight.as<float>(), [&](float* partial) {
-                        conv2d_backward_weight_wgmma(s, N, short_x.data(), short_dout.data(),
-                                                     partial, nullptr);
-                      });
+  ConvSizes p = s;
+  p.C = padded(s.C);
+  p.C_out = padded(s.C_out);
+  if (way.rung == Rung::kHopper && !is_empty(s, N) && conv2d_backward_wgmma_takes(p)) {
+    const Shortened short_x(*this, x, int64_t{N} * s.H * s.W, p.C);
+    const Shortened short_dout(*this, dout, pixels, p.C_out);
+    const int64_t weights = int64_t{p.C_out} * s.kH * s.kW * p.C;
+    const auto compute = [&](float* out) {
+      sum_chunks(*this, conv2d_backward_weight_chunks(p, N), weights, out, [&](float* partial) {
+        conv2d_backward_weight_wgmma(p, N, short_x.data(), short_dout.data(), partial, nullptr);
+      });
+    };
+    if (weights == dweight.numel()) return compute(dweight.as<float>());
+    const Buffer<float> all(*this, weights);
+    compute(all.data());
+    return launch_for_each(dweight.numel(),
+                           TakeChannels{all.data(), dweight.as<float>(), s.C, p.C});
   }
   for_stored(x.dtype, [&](auto zero) {
     using T = decltype(zero);

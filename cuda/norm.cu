@@ -173,16 +173,18 @@ struct ScaleShiftGradients {
   }
 };
 
-/// A block for 32 channels; each of its 8 rows of threads takes every eighth image.
+constexpr int kImages = 32;  // that a block looks at at once
+
+/// A block for 32 channels; each of its 32 rows of threads takes every 32nd image.
 template <class X>
 __global__ void weight_gradients(Norm<X> s, int64_t N, const Computed<X>* A, const Computed<X>* B,
                                  Computed<X>* dweight, Computed<X>* dbias) {
   using T = Computed<X>;
-  __shared__ T sums[2][kRows][kChannels];
+  __shared__ T sums[2][kImages][kChannels];
   const int64_t c = int64_t{blockIdx.x} * kChannels + threadIdx.x;
   T weight = 0, bias = 0;
   if (c < s.C) {
-    for (int64_t n = threadIdx.y; n < N; n += kRows) {
+    for (int64_t n = threadIdx.y; n < N; n += kImages) {
       weight += s.scale(n, c) * B[n * s.C + c];
       bias += s.scale(n, c) * A[n * s.C + c];
     }
@@ -191,7 +193,7 @@ __global__ void weight_gradients(Norm<X> s, int64_t N, const Computed<X>* A, con
   sums[1][threadIdx.y][threadIdx.x] = bias;
   __syncthreads();
   if (threadIdx.y != 0 || c >= s.C) return;
-  for (int row = 1; row < kRows; ++row) {
+  for (int row = 1; row < kImages; ++row) {
     weight += sums[0][row][threadIdx.x];
     bias += sums[1][row][threadIdx.x];
   }
@@ -205,123 +207,167 @@ __global__ void weight_gradients(Norm<X> s, int64_t N, const Computed<X>* A, con
 template <class X>
 constexpr int kWidth = 16 / sizeof(X);  // channels of a pack
 
-/// The packs of a thread's positions, which it walks over.
+template <class X>
+using Packed = Pack<X, kWidth<X>>;
+
+/// The packs of a thread's positions, by their numbers within the image.
 template <class X>
 struct Walk {
-  int64_t c, begin, end, first,
-      step;  // the first channel; positions; the first pack and the way to the next
+  const int packs, c, size;          // of a position; the first channel; positions of the chunk
+  const int begin, step, end;        // of its own
+  const int thread, threads, chunk;  // of the block
+  const int64_t image;               // where that begins, in packs
 
-  __device__ Walk(const Norm<X>& s, int64_t chunk) {
-    const int64_t n = blockIdx.x, packs = s.C / kWidth<X>;
-    c = int64_t{threadIdx.x} * kWidth<X>;
-    begin = blockIdx.y * chunk + threadIdx.y;
-    end = min(s.P, (blockIdx.y + 1) * chunk);
-    first = (n * s.P + begin) * packs + threadIdx.x;
-    step = int64_t{blockDim.y} * packs;
+  __device__ Walk(const Norm<X>& s, int chunk_size)
+      : packs(static_cast<int>(s.C) / kWidth<X>),
+        c(threadIdx.x * kWidth<X>),
+        size(min(chunk_size, static_cast<int>(s.P) - static_cast<int>(blockIdx.y) * chunk_size)),
+        begin((blockIdx.y * chunk_size + threadIdx.y) * packs + threadIdx.x),
+        step(blockDim.y * packs),
+        end((blockIdx.y * chunk_size + size) * packs),
+        thread(threadIdx.y * blockDim.x + threadIdx.x),
+        threads(blockDim.x * blockDim.y),
+        chunk(blockIdx.y),
+        image(blockIdx.x * s.P * packs) {}
+
+  __device__ const Packed<X>* of(const X* array) const {
+    return reinterpret_cast<const Packed<X>*>(array) + image;
+  }
+  __device__ Packed<X>* of(X* array) const { return reinterpret_cast<Packed<X>*>(array) + image; }
+
+  /// use(pack, load(pack)) for each, where four packs are under way before the first is used.
+  template <class Load, class Use>
+  __device__ void for_packs(const Load& load, const Use& use) const {
+    constexpr int kAhead = 4 * sizeof(Packed<X>) / sizeof(load(0));
+    int pack = begin;
+    for (; pack + (kAhead - 1) * step < end; pack += kAhead * step) {
+      decltype(load(0)) loaded[kAhead];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) loaded[i] = load(pack + i * step);
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) use(pack + i * step, loaded[i]);
+    }
+    for (; pack < end; pack += step) use(pack, load(pack));
+  }
+
+  /// sums[c], in shared memory of C numbers a row: those of all rows of threads, of the thread's packs each.
+  template <class T>
+  __device__ void sum_rows(T* sums, const Pack<T, kWidth<X>>& own) const {
+    const int C = packs * kWidth<X>;
+    reinterpret_cast<Pack<T, kWidth<X>>*>(sums)[threadIdx.y * packs + threadIdx.x] = own;
+    __syncthreads();
+    for (int channel = thread; channel < C; channel += threads) {
+      T sum = 0;
+      for (int row = 0; row < static_cast<int>(blockDim.y); ++row) sum += sums[row * C + channel];
+      sums[channel] = sum;  // nobody else looks at this column
+    }
   }
 };
 
+/// 1 / (1 + exp(-u)). What is stored in bfloat16 can do with the short instructions, off by some 2^-20.
 template <class X>
-__device__ Pack<X, kWidth<X>> load(const X* x, int64_t pack) {
-  return reinterpret_cast<const Pack<X, kWidth<X>>*>(x)[pack];
+__device__ Computed<X> sigmoid(Computed<X> u) {
+  if constexpr (std::is_same_v<X, __nv_bfloat16>) {
+    return __fdividef(1.0F, 1.0F + __expf(-u));
+  } else {
+    return Computed<X>{1} / (Computed<X>{1} + std::exp(-u));
+  }
 }
 
-__device__ inline unsigned thread_number() { return threadIdx.y * blockDim.x + threadIdx.x; }
-
-/// moments: [N, chunks, groups], each the mean of its numbers and the sum of squared deviations from it. A
-/// thread adds up deviations from the first number of each channel, which cannot cancel much in a few numbers;
-/// means and squares of parts give those of the whole as in Chan, Golub & LeVeque 1983.
+/// moments: [N, chunks, groups], each the mean of its numbers and the sum of squared deviations from it. First
+/// come deviations from the chunk's first number of each channel: it is one of them, so that what cancels is
+/// at most that many times the result. Means and squares of channels, and of chunks in the next kernel, give
+/// those of the whole as in Chan, Golub & LeVeque 1983.
 template <class X>
-__global__ void chunk_moments(Norm<X> s, int64_t chunk, Pack<Computed<X>, 2>* moments) {
+__global__ void __launch_bounds__(kBlockThreads, 3)
+    chunk_moments(Norm<X> s, int chunk, Pack<Computed<X>, 2>* moments) {
   using T = Computed<X>;
   T* means = dynamic_shared<T>();  // [rows][C], and squares behind it
   T* squares = means + blockDim.y * s.C;
   const Walk<X> walk(s, chunk);
-  T pivot[kWidth<X>] = {}, sum[kWidth<X>] = {}, square[kWidth<X>] = {};
-  T count = 0;
-  int64_t pack = walk.first;
-  for (int64_t p = walk.begin; p < walk.end; p += blockDim.y, pack += walk.step) {
-    const auto x = load(s.x, pack);
-    for (int i = 0; i < kWidth<X>; ++i) {
-      if (count == 0) pivot[i] = number(x.at[i]);
-      const T deviation = number(x.at[i]) - pivot[i];
-      sum[i] += deviation;
-      square[i] += deviation * deviation;
-    }
-    count += 1;
-  }
-  for (int i = 0; i < kWidth<X>; ++i) {
-    const T mean = count > 0 ? sum[i] / count : T{0};
-    means[threadIdx.y * s.C + walk.c + i] = pivot[i] + mean;
-    squares[threadIdx.y * s.C + walk.c + i] = square[i] - sum[i] * mean;
+  const Packed<X>* x = walk.of(s.x);
+  const int first = walk.chunk * chunk * walk.packs;  // pack
+  const Packed<X> pivot = x[first + threadIdx.x];
+  Pack<T, kWidth<X>> sum{}, square{};
+  walk.for_packs([&](int pack) { return x[pack]; },
+                 [&](int, const Packed<X>& pack) {
+                   for (int i = 0; i < kWidth<X>; ++i) {
+                     const T deviation = number(pack.at[i]) - number(pivot.at[i]);
+                     sum.at[i] += deviation;
+                     square.at[i] += deviation * deviation;
+                   }
+                 });
+  walk.sum_rows(means, sum);
+  walk.sum_rows(squares, square);
+  const T size = static_cast<T>(walk.size);
+  for (int c = walk.thread; c < s.C; c += walk.threads) {  // those that this thread has summed
+    const T mean = means[c] / size;
+    squares[c] -= means[c] * mean;
+    means[c] = number(x[first + c / kWidth<X>].at[c % kWidth<X>]) + mean;
   }
   __syncthreads();
-  const int64_t first = blockIdx.y * chunk, size = min(chunk, s.P - first);
-  for (int64_t g = thread_number(); g < s.groups; g += blockDim.x * blockDim.y) {
-    const auto positions = [&](int64_t row) {  // that a row of threads has taken
-      return static_cast<T>((size - row + blockDim.y - 1) / blockDim.y);
-    };
+  const int group_channels = static_cast<int>(s.group_channels),
+            groups = static_cast<int>(s.groups);
+  for (int g = walk.thread; g < groups; g += walk.threads) {
     T mean = 0, all = 0;
-    for (int64_t row = 0; row < min(size, int64_t{blockDim.y}); ++row) {
-      for (int64_t c = g * s.group_channels; c < (g + 1) * s.group_channels; ++c)
-        mean += positions(row) * means[row * s.C + c];
-    }
-    mean /= static_cast<T>(size * s.group_channels);
-    for (int64_t row = 0; row < min(size, int64_t{blockDim.y}); ++row) {
-      for (int64_t c = g * s.group_channels; c < (g + 1) * s.group_channels; ++c) {
-        const T deviation = means[row * s.C + c] - mean;
-        all += squares[row * s.C + c] + positions(row) * deviation * deviation;
-      }
-    }
-    moments[(int64_t{blockIdx.x} * gridDim.y + blockIdx.y) * s.groups + g] = {mean, all};
+    for (int c = g * group_channels; c < (g + 1) * group_channels; ++c) mean += means[c];
+    mean /= static_cast<T>(group_channels);
+    for (int c = g * group_channels; c < (g + 1) * group_channels; ++c)
+      all += squares[c] + size * (means[c] - mean) * (means[c] - mean);
+    moments[(int64_t{blockIdx.x} * gridDim.y + blockIdx.y) * groups + g] = {mean, all};
   }
 }
 
 template <class X>
-__global__ void normalise(Norm<X> s, int64_t chunk, Computed<X> norm_eps,
-                          const Pack<Computed<X>, 2>* moments, X* out, Computed<X>* mean,
-                          Computed<X>* rstd) {
+__global__ void __launch_bounds__(kBlockThreads, 3)
+    normalise(Norm<X> s, int chunk, Computed<X> norm_eps, const Pack<Computed<X>, 2>* moments,
+              X* out, Computed<X>* mean, Computed<X>* rstd) {
   using T = Computed<X>;
-  T* group_mean = dynamic_shared<T>();  // [groups], and rstd behind it
-  T* group_rstd = group_mean + s.groups;
-  const int64_t n = blockIdx.x, chunks = gridDim.y;
-  for (int64_t g = thread_number(); g < s.groups; g += blockDim.x * blockDim.y) {
-    const auto moment = [&](int64_t i) { return moments[(n * chunks + i) * s.groups + g]; };
-    const auto size = [&](int64_t i) {
-      return static_cast<T>(min(chunk, s.P - i * chunk) * s.group_channels);
+  const int groups = static_cast<int>(s.groups), chunks = gridDim.y;
+  auto* of_chunk =
+      dynamic_shared<Pack<T, 2>>();  // [chunks][groups], and a row of mean and rstd behind it
+  auto* of_group = of_chunk + chunks * groups;
+  const Walk<X> walk(s, chunk);
+  const int64_t n = blockIdx.x;
+  for (int i = walk.thread; i < chunks * groups; i += walk.threads)
+    of_chunk[i] = moments[n * chunks * groups + i];
+  __syncthreads();
+  for (int g = walk.thread; g < groups; g += walk.threads) {
+    const auto size = [&](int i) {
+      return static_cast<T>(min(chunk, static_cast<int>(s.P) - i * chunk));
     };
-    const T count = static_cast<T>(s.P * s.group_channels);
+    const T positions = static_cast<T>(s.P), channels = static_cast<T>(s.group_channels);
     T mu = 0, squares = 0;
-    for (int64_t i = 0; i < chunks; ++i) mu += moment(i).at[0] * (size(i) / count);
-    for (int64_t i = 0; i < chunks; ++i) {
-      const T deviation = moment(i).at[0] - mu;
-      squares += moment(i).at[1] + size(i) * deviation * deviation;
+    for (int i = 0; i < chunks; ++i) mu += of_chunk[i * groups + g].at[0] * size(i);
+    mu /= positions;
+    for (int i = 0; i < chunks; ++i) {
+      const T deviation = of_chunk[i * groups + g].at[0] - mu;
+      squares += of_chunk[i * groups + g].at[1] + size(i) * channels * deviation * deviation;
     }
-    group_mean[g] = mu;
-    group_rstd[g] = T{1} / std::sqrt(squares / count + norm_eps);
-    if (blockIdx.y == 0) {
-      mean[n * s.groups + g] = mu;
-      rstd[n * s.groups + g] = group_rstd[g];
+    of_group[g] = {mu, T{1} / std::sqrt(squares / (positions * channels) + norm_eps)};
+    if (walk.chunk == 0) {
+      mean[n * groups + g] = mu;
+      rstd[n * groups + g] = of_group[g].at[1];
     }
   }
   __syncthreads();
-  const Walk<X> walk(s, chunk);
   T centre[kWidth<X>], slope[kWidth<X>], offset[kWidth<X>];  // u = (x - centre) * slope + offset
   for (int i = 0; i < kWidth<X>; ++i) {
-    const int64_t c = walk.c + i, g = c / s.group_channels;
-    centre[i] = group_mean[g];
-    slope[i] = group_rstd[g] * s.weight[c] * s.scale(n, c);
+    const int c = walk.c + i, g = c / static_cast<int>(s.group_channels);
+    centre[i] = of_group[g].at[0];
+    slope[i] = of_group[g].at[1] * s.weight[c] * s.scale(n, c);
     offset[i] = s.bias[c] * s.scale(n, c) + s.shift(n, c);
   }
-  int64_t pack = walk.first;
-  for (int64_t p = walk.begin; p < walk.end; p += blockDim.y, pack += walk.step) {
-    auto x = load(s.x, pack);
-    for (int i = 0; i < kWidth<X>; ++i) {
-      const T u = (number(x.at[i]) - centre[i]) * slope[i] + offset[i];
-      x.at[i] = stored<X>(s.silu ? u / (T{1} + std::exp(-u)) : u);
-    }
-    reinterpret_cast<Pack<X, kWidth<X>>*>(out)[pack] = x;
-  }
+  const Packed<X>* x = walk.of(s.x);
+  Packed<X>* y = walk.of(out);
+  walk.for_packs([&](int pack) { return x[pack]; },
+                 [&](int pack, Packed<X> numbers) {
+                   for (int i = 0; i < kWidth<X>; ++i) {
+                     const T u = (number(numbers.at[i]) - centre[i]) * slope[i] + offset[i];
+                     numbers.at[i] = stored<X>(s.silu ? u * sigmoid<X>(u) : u);
+                   }
+                   y[pack] = numbers;
+                 });
 }
 
 /// What the gradients need of a thread's channels: z = (x - centre) * rstd, u = z * slope + offset.
@@ -331,9 +377,10 @@ struct Channels {
   T centre[kWidth<X>], rstd[kWidth<X>], slope[kWidth<X>], offset[kWidth<X>];
   bool silu;
 
-  __device__ Channels(const Norm<X>& s, int64_t n, int64_t first) : silu(s.silu) {
+  __device__ Channels(const Norm<X>& s, int64_t n, int first) : silu(s.silu) {
     for (int i = 0; i < kWidth<X>; ++i) {
-      const int64_t c = first + i, group = n * s.groups + c / s.group_channels;
+      const int c = first + i;
+      const int64_t group = n * s.groups + c / static_cast<int>(s.group_channels);
       centre[i] = s.mean[group];
       rstd[i] = s.rstd[group];
       slope[i] = s.weight[c] * s.scale(n, c);
@@ -343,93 +390,111 @@ struct Channels {
   __device__ T z(X x, int i) const { return (number(x) - centre[i]) * rstd[i]; }
   __device__ T du(T z, X dout, int i) const {
     if (!silu) return number(dout);
-    const T u = z * slope[i] + offset[i], sigmoid = T{1} / (T{1} + std::exp(-u));
-    return number(dout) * sigmoid * (T{1} + u * (T{1} - sigmoid));
+    const T u = z * slope[i] + offset[i], s = sigmoid<X>(u);
+    return number(dout) * s * (T{1} + u * (T{1} - s));
   }
+};
+
+template <class X>
+struct Both {
+  Packed<X> x, dout;
 };
 
 /// sums: [N, chunks, 2, C], A and B of the chunk.
 template <class X>
-__global__ void chunk_sums(Norm<X> s, int64_t chunk, const X* dout, Computed<X>* sums) {
+__global__ void __launch_bounds__(kBlockThreads, 3)
+    chunk_sums(Norm<X> s, int chunk, const X* dout, Computed<X>* sums) {
   using T = Computed<X>;
-  T* of_row = dynamic_shared<T>();  // [rows][2][C]
+  T* of_row = dynamic_shared<T>();  // [rows][C], twice
   const Walk<X> walk(s, chunk);
   const Channels<X> channels(s, blockIdx.x, walk.c);
-  T A[kWidth<X>] = {}, B[kWidth<X>] = {};
-  int64_t pack = walk.first;
-  for (int64_t p = walk.begin; p < walk.end; p += blockDim.y, pack += walk.step) {
-    const auto x = load(s.x, pack), d = load(dout, pack);
-    for (int i = 0; i < kWidth<X>; ++i) {
-      const T z = channels.z(x.at[i], i), du = channels.du(z, d.at[i], i);
-      A[i] += du;
-      B[i] += du * z;
-    }
-  }
-  for (int i = 0; i < kWidth<X>; ++i) {
-    of_row[(threadIdx.y * 2) * s.C + walk.c + i] = A[i];
-    of_row[(threadIdx.y * 2 + 1) * s.C + walk.c + i] = B[i];
-  }
-  __syncthreads();
-  for (int64_t i = thread_number(); i < 2 * s.C; i += blockDim.x * blockDim.y) {
-    T sum = 0;
-    for (int64_t row = 0; row < blockDim.y; ++row) sum += of_row[row * 2 * s.C + i];
-    sums[(int64_t{blockIdx.x} * gridDim.y + blockIdx.y) * 2 * s.C + i] = sum;
+  const Packed<X>*x = walk.of(s.x), *d = walk.of(dout);
+  Pack<T, kWidth<X>> A{}, B{};
+  walk.for_packs(
+      [&](int pack) {
+        return Both<X>{x[pack], d[pack]};
+      },
+      [&](int, const Both<X>& both) {
+        for (int i = 0; i < kWidth<X>; ++i) {
+          const T z = channels.z(both.x.at[i], i);
+          const T du = channels.du(z, both.dout.at[i], i);
+          A.at[i] += du;
+          B.at[i] += du * z;
+        }
+      });
+  T* of_row_B = of_row + blockDim.y * s.C;
+  walk.sum_rows(of_row, A);
+  walk.sum_rows(of_row_B, B);
+  sums += (int64_t{blockIdx.x} * gridDim.y + blockIdx.y) * 2 * s.C;
+  for (int c = walk.thread; c < s.C; c += walk.threads) {  // those that this thread has summed
+    sums[c] = of_row[c];
+    sums[s.C + c] = of_row_B[c];
   }
 }
 
 /// A, B: [N, C], of all chunks.
 template <class X>
-__global__ void input_gradient(Norm<X> s, int64_t chunk, const X* dout, const Computed<X>* sums,
-                               X* dx, Computed<X>* A, Computed<X>* B) {
+__global__ void __launch_bounds__(kBlockThreads, 3)
+    input_gradient(Norm<X> s, int chunk, const X* dout, const Computed<X>* sums, X* dx,
+                   Computed<X>* A, Computed<X>* B) {
   using T = Computed<X>;
+  const int C = static_cast<int>(s.C), groups = static_cast<int>(s.groups), chunks = gridDim.y;
   T* total =
       dynamic_shared<T>();  // [2][C], and behind it the means of dz and of dz * z, [2][groups]
-  T* means = total + 2 * s.C;
-  const int64_t n = blockIdx.x, chunks = gridDim.y;
-  for (int64_t i = thread_number(); i < 2 * s.C; i += blockDim.x * blockDim.y) {
+  T* means = total + 2 * C;
+  const int64_t n = blockIdx.x;
+  const Walk<X> walk(s, chunk);
+  for (int i = walk.thread; i < 2 * C; i += walk.threads) {
     T sum = 0;
-    for (int64_t j = 0; j < chunks; ++j) sum += sums[(n * chunks + j) * 2 * s.C + i];
+    for (int j = 0; j < chunks; ++j) sum += sums[(n * chunks + j) * 2 * C + i];
     total[i] = sum;
-    if (blockIdx.y == 0) (i < s.C ? A : B - s.C)[n * s.C + i] = sum;
+    if (walk.chunk == 0) (i < C ? A + n * C : B + n * C - C)[i] = sum;
   }
   __syncthreads();
-  for (int64_t i = thread_number(); i < 2 * s.groups; i += blockDim.x * blockDim.y) {
-    const int64_t part = i / s.groups, first = i % s.groups * s.group_channels;
+  for (int i = walk.thread; i < 2 * groups; i += walk.threads) {
+    const int group_channels = static_cast<int>(s.group_channels);
+    const int first = i % groups * group_channels;
     T sum = 0;
-    for (int64_t c = first; c < first + s.group_channels; ++c)
-      sum += s.scale(n, c) * s.weight[c] * total[part * s.C + c];
+    for (int c = first; c < first + group_channels; ++c)
+      sum += s.scale(n, c) * s.weight[c] * total[i / groups * C + c];
     means[i] = sum / static_cast<T>(s.P * s.group_channels);
   }
   __syncthreads();
-  const Walk<X> walk(s, chunk);
   const Channels<X> channels(s, n, walk.c);
   T dz_mean[kWidth<X>], dz_z_mean[kWidth<X>];
   for (int i = 0; i < kWidth<X>; ++i) {
-    dz_mean[i] = means[(walk.c + i) / s.group_channels];
-    dz_z_mean[i] = means[s.groups + (walk.c + i) / s.group_channels];
+    const int g = (walk.c + i) / static_cast<int>(s.group_channels);
+    dz_mean[i] = means[g];
+    dz_z_mean[i] = means[groups + g];
   }
-  int64_t pack = walk.first;
-  for (int64_t p = walk.begin; p < walk.end; p += blockDim.y, pack += walk.step) {
-    auto x = load(s.x, pack);
-    const auto d = load(dout, pack);
-    for (int i = 0; i < kWidth<X>; ++i) {
-      const T z = channels.z(x.at[i], i), dz = channels.du(z, d.at[i], i) * channels.slope[i];
-      x.at[i] = stored<X>(channels.rstd[i] * (dz - dz_mean[i] - z * dz_z_mean[i]));
-    }
-    reinterpret_cast<Pack<X, kWidth<X>>*>(dx)[pack] = x;
-  }
+  const Packed<X>*x = walk.of(s.x), *d = walk.of(dout);
+  Packed<X>* gradient = walk.of(dx);
+  walk.for_packs(
+      [&](int pack) {
+        return Both<X>{x[pack], d[pack]};
+      },
+      [&](int pack, Both<X> both) {
+        for (int i = 0; i < kWidth<X>; ++i) {
+          const T z = channels.z(both.x.at[i], i);
+          const T dz = channels.du(z, both.dout.at[i], i) * channels.slope[i];
+          both.x.at[i] = stored<X>(channels.rstd[i] * (dz - dz_mean[i] - z * dz_z_mean[i]));
+        }
+        gradient[pack] = both.x;
+      });
 }
 
-/// How an image is cut for the fast kernels: a thread has a few positions, and 2,048 blocks fill any GPU.
+/// How an image is cut for the fast kernels. An H100 holds 400 of their blocks at once; more would do what
+/// each block does first, and has to for its chunk, more often.
 template <class X>
 struct Cut {
-  int64_t packs, rows, chunks, chunk;
+  int packs, rows, chunks, chunk;
   Cut(const Norm<X>& s, int64_t N)
-      : packs(s.C / kWidth<X>),
-        rows(std::max<int64_t>(1, std::min(kBlockThreads / std::max<int64_t>(packs, 1), s.P))),
-        chunks(std::clamp<int64_t>(s.P / (rows * 4), 1, std::max<int64_t>(1, 2048 / N))),
-        chunk(ceil_div(s.P, chunks)) {
-    chunks = ceil_div(s.P, chunk);
+      : packs(static_cast<int>(s.C) / kWidth<X>),
+        rows(static_cast<int>(std::clamp<int64_t>(kBlockThreads / packs, 1, s.P))),
+        chunks(static_cast<int>(
+            std::clamp<int64_t>(s.P / (rows * 4), 1, std::max<int64_t>(1, 400 / N)))),
+        chunk(static_cast<int>(ceil_div<int64_t>(s.P, chunks))) {
+    chunks = static_cast<int>(ceil_div<int64_t>(s.P, chunk));
   }
   LaunchConfig config(int64_t N, int64_t shared_numbers) const {
     return {.grid = {static_cast<unsigned>(N), static_cast<unsigned>(chunks)},
@@ -438,12 +503,13 @@ struct Cut {
   }
 };
 
-/// Packs must fit, and a row of them a block.
+/// Packs must fit, a row of them a block, and an image what an int counts.
 template <class X>
 bool takes_packs(const Norm<X>& s, std::initializer_list<const void*> arrays) {
   const bool aligned = std::all_of(arrays.begin(), arrays.end(),
                                    [](const void* array) { return is_aligned(array, 16); });
-  return aligned && s.C % kWidth<X> == 0 && s.C / kWidth<X> <= kBlockThreads;
+  return aligned && s.C % kWidth<X> == 0 && s.C / kWidth<X> <= kBlockThreads &&
+         s.P * s.C <= INT32_MAX;
 }
 
 template <class X>
@@ -520,8 +586,8 @@ void CudaBackend::group_norm(ConstView x, ConstView weight, ConstView bias, Cons
     const Buffer<Pack<T, 2>> moments(*this, N * cut.chunks * s.groups);
     launch<chunk_moments<X>>(cut.config(N, 2 * cut.rows * s.C), s, cut.chunk, moments.data());
     const Pack<T, 2>* all = moments.data();
-    launch<normalise<X>>(cut.config(N, 2 * s.groups), s, cut.chunk, norm_eps, all, out.as<X>(),
-                         mean.as<T>(), rstd.as<T>());
+    launch<normalise<X>>(cut.config(N, 2 * (cut.chunks + 1) * s.groups), s, cut.chunk, norm_eps,
+                         all, out.as<X>(), mean.as<T>(), rstd.as<T>());
   });
 }
 
@@ -560,7 +626,7 @@ void CudaBackend::group_norm_backward(ConstView x, ConstView weight, ConstView b
     }
     if (C > 0) {
       launch<weight_gradients<X>>({.grid = static_cast<unsigned>(ceil_div<int64_t>(C, kChannels)),
-                                   .block = {kChannels, kRows}},
+                                   .block = {kChannels, kImages}},
                                   s, N, all_A, all_B, dweight.as<T>(), dbias.as<T>());
     }
     if (dscale_shift) {

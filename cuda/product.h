@@ -47,19 +47,50 @@ struct Store {
   }
 };
 
-/// A tensor in bfloat16, which is what Hopper's copy engine brings: itself, or a copy.
+/// Rows of `padded` numbers in bfloat16 from rows of C, and from `rows` on rows of zeros. i counts out's.
+template <class T>
+struct Shorten {
+  const T* x;
+  __nv_bfloat16* out;
+  int64_t C, padded, rows;
+  __device__ void operator()(int64_t i) const {
+    const int64_t row = i / padded, c = i % padded;
+    out[i] = c < C && row < rows ? __float2bfloat16_rn(static_cast<float>(number(x[row * C + c])))
+                                 : __float2bfloat16_rn(0.0F);
+  }
+};
+
+/// A tensor in bfloat16, which is what Hopper's copy engine brings: itself, the copy that it has, or one that
+/// is made, with as many rows of as many numbers as are asked for. What is more than there is is zeros.
 class Shortened {
  public:
   Shortened(Backend& backend, const ConstView& x)
-      : is_short_(x.dtype == DType::kBFloat16),
-        copy_(backend, is_short_ ? 0 : x.numel()),
-        data_(is_short_ ? x.as<__nv_bfloat16>() : copy_.data()) {
-    if (!is_short_) backend.cast(x, {copy_.data(), DType::kBFloat16, x.shape});
+      : Shortened(backend, x, x.numel() == 0 ? 0 : x.numel() / x.shape[-1], x.shape[-1]) {}
+  Shortened(Backend& backend, const ConstView& x, int64_t rows, int64_t channels)
+      : is_there_(rows * channels == x.numel() &&
+                  (x.dtype == DType::kBFloat16 || x.in_bfloat16 != nullptr)),
+        copy_(backend, is_there_ ? 0 : rows * channels) {
+    if (is_there_) {
+      data_ =
+          static_cast<const __nv_bfloat16*>(x.dtype == DType::kBFloat16 ? x.data : x.in_bfloat16);
+      return;
+    }
+    data_ = copy_.data();
+    const int64_t C = x.shape[-1];
+    if (rows * channels == x.numel()) {
+      backend.cast(x, {copy_.data(), DType::kBFloat16, x.shape});
+      return;
+    }
+    for_stored(x.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      launch_for_each(rows * channels,
+                      Shorten<T>{x.as<T>(), copy_.data(), C, channels, x.numel() / C});
+    });
   }
   const __nv_bfloat16* data() const { return data_; }
 
  private:
-  bool is_short_;
+  bool is_there_;
   Buffer<__nv_bfloat16> copy_;
   const __nv_bfloat16* data_;
 };

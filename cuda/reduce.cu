@@ -180,6 +180,11 @@ void CudaBackend::reduce(ReduceOp op, ConstView x, View out) {
   for_stored(x.dtype, [&](auto zero) {
     using X = decltype(zero);
     using T = Computed<X>;
+    const bool is_matrix = s.first.rank == 1 && s.first.stride[0] == 1 && s.next.rank == 1 &&
+                           s.next.stride[0] == s.outputs && s.terms > 1;
+    if (op == ReduceOp::kSum && is_matrix &&
+        sum_columns(*this, s.terms, s.outputs, x.as<X>(), out.as<T>()))
+      return;
     if (op == ReduceOp::kSum) return launch_reduce<X, T, Sum<T>>(*this, s, x.as<X>(), out.as<T>());
     launch_reduce<X, T, Max<T>>(*this, s, x.as<X>(), out.as<T>());
   });

@@ -59,6 +59,7 @@ void AdamW::step(double lr, const Tensor& only_if_finite, double grad_scale) {
     if (const Tensor grad = value.grad(); grad.defined()) buffers.back().grad = grad;
   }
   if (!parameters_.empty()) backend(parameters_.front().value).adamw(buffers, step, rates);
+  for (const NamedParameter& parameter : parameters_) parameter.value.touch();
   step_count_ = count;
 }
 

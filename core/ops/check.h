@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "core/precision.h"
 #include "core/tensor.h"
 
 namespace mutilde {
@@ -62,6 +63,17 @@ inline void require_parameter(const char* op, const char* name, const Tensor& pa
   if (x.dtype() != DType::kBFloat16) return require_alike(op, name, parameter, x);
   require_dtype(op, name, parameter, DType::kFloat32);
   require_same_device(op, name, parameter, x);
+}
+
+/// A weight as factor of a product with x: with its bfloat16 copy where the product may round to that.
+inline ConstView as_factor(const Tensor& weight, const Tensor& x) {
+  ConstView view = weight;
+  const bool rounds = x.dtype() == DType::kBFloat16 ||
+                      (x.dtype() == DType::kFloat32 && product_precision() == Precision::kBfloat16);
+  if (rounds && backend(x).has_bfloat16_kernels()) {
+    view.in_bfloat16 = weight.in_bfloat16().raw();  // which the weight keeps
+  }
+  return view;
 }
 
 /// `axes` names them for the message: "[N, H, W, C]".

@@ -43,7 +43,7 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t
   }
   const Conv2dGeometry geometry{stride, padding};
   const Tensor out = Tensor::empty(shape, x.dtype(), x.device());
-  backend(x).conv2d(x, weight, bias, geometry, out);
+  backend(x).conv2d(x, as_factor(weight, x), bias, geometry, out);
   return record("conv2d", out, {x, weight, bias},
                 [geometry, shape_x = x.shape(), shape_weight = weight.shape(),
                  want_bias = bias.requires_grad(), saved_x = save_if(weight.requires_grad(), x),
@@ -53,7 +53,8 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t
                   Tensor dx, dweight, dbias;
                   if (saved_weight.defined()) {
                     dx = Tensor::empty(shape_x, cotangent.dtype(), device);
-                    backend(device).conv2d_backward_input(cotangent, saved_weight, geometry, dx);
+                    backend(device).conv2d_backward_input(
+                        cotangent, as_factor(saved_weight, cotangent), geometry, dx);
                   }
                   if (saved_x.defined()) {
                     dweight = Tensor::empty(shape_weight, parameter_dtype(cotangent), device);

@@ -92,25 +92,26 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
     require_shape("linear", "bias", bias, {N});
   }
   const Tensor out = Tensor::empty({M, N}, x.dtype(), x.device());
-  backend(x).linear(view_of(x, {M, K}, 0), weight, bias, out);
-  return record(
-      "linear", view_of(out, x.shape().with(-1, N), 0), {x, weight, bias},
-      [M, N, K, shape = x.shape(), want_bias = bias.requires_grad(),
-       saved_x = save_if(weight.requires_grad(), view_of(x, {1, M, K}, 0)),
-       saved_weight = save_if(x.requires_grad(), view_of(weight, {1, N, K}, 0))](
-          const Tensor& cotangent) -> std::vector<Tensor> {
-        const Tensor dout = view_of(cotangent, {1, M, N}, 0);
-        Tensor dx, dweight, dbias;
-        if (saved_weight.defined()) {
-          dx = view_of(call_matmul(dout, false, saved_weight, false, dout.dtype()), shape, 0);
-        }
-        if (saved_x.defined()) {
-          dweight =
-              view_of(call_matmul(dout, true, saved_x, false, parameter_dtype(dout)), {N, K}, 0);
-        }
-        if (want_bias) dbias = sum_to_parameter(dout, {N});
-        return {dx, dweight, dbias};
-      });
+  backend(x).linear(view_of(x, {M, K}, 0), as_factor(weight, x), bias, out);
+  return record("linear", view_of(out, x.shape().with(-1, N), 0), {x, weight, bias},
+                [M, N, K, shape = x.shape(), want_bias = bias.requires_grad(),
+                 saved_x = save_if(weight.requires_grad(), view_of(x, {1, M, K}, 0)),
+                 saved_weight = save_if(x.requires_grad(), view_of(weight, {1, N, K}, 0))](
+                    const Tensor& cotangent) -> std::vector<Tensor> {
+                  const Tensor dout = view_of(cotangent, {1, M, N}, 0);
+                  Tensor dx, dweight, dbias;
+                  if (saved_weight.defined()) {
+                    dx = Tensor::empty(shape, dout.dtype(), dout.device());
+                    const Tensor dx3 = view_of(dx, {1, M, K}, 0);
+                    backend(dx).matmul(dout, false, as_factor(saved_weight, dout), false, dx3);
+                  }
+                  if (saved_x.defined()) {
+                    dweight = view_of(
+                        call_matmul(dout, true, saved_x, false, parameter_dtype(dout)), {N, K}, 0);
+                  }
+                  if (want_bias) dbias = sum_to_parameter(dout, {N});
+                  return {dx, dweight, dbias};
+                });
 }
 
 }  // namespace mutilde

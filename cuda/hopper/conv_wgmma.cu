@@ -169,21 +169,24 @@ void launch_conv(const ConvSizes& s, int N, const __nv_bfloat16* x, const __nv_b
       bias, out);
 }
 
-/// With fewer large tiles than there are multiprocessors, small ones are faster. (What a tile's size does not
-/// change is any sum.)
+/// The largest tiles of which there are enough for all multiprocessors. (What a tile's size does not change is
+/// any sum.)
 template <bool turned, class Out>
 void launch_best_conv(const ConvSizes& s, int N, const __nv_bfloat16* x,
                       const __nv_bfloat16* weight, const float* bias, Out* out,
                       cudaStream_t stream) {
-  const auto is_enough = [&](int rows, int columns) {
-    return 10 * boxes(s, N, box_of(rows, s)) * ceil_div(s.C_out, columns) >= 9 * multiprocessors();
+  const int enough = ceil_div(multiprocessors() * 9, 10);
+  const auto tiles = [&](int rows, int columns) {
+    return boxes(s, N, box_of(rows, s)) * ceil_div(s.C_out, columns);
+  };
+  const auto launch_as = [&]<class Tile>(Tile) {
+    launch_conv<Tile, turned>(s, N, x, weight, bias, out, stream);
   };
   const bool fits_wide = ceil_div(s.C_out, 128) % 2 == 0;
-  if (fits_wide && is_enough(128, 256))
-    return launch_conv<Blocking<1, 2>, turned>(s, N, x, weight, bias, out, stream);
-  if (is_enough(256, 128))
-    return launch_conv<Blocking<2, 1>, turned>(s, N, x, weight, bias, out, stream);
-  launch_conv<Blocking<1, 1>, turned>(s, N, x, weight, bias, out, stream);
+  if (fits_wide && tiles(128, 256) >= enough) return launch_as(Blocking<1, 2>{});
+  if (tiles(256, 128) >= enough) return launch_as(Blocking<2, 1>{});
+  if (tiles(128, 128) > multiprocessors()) return launch_as(Blocking<1, 1>{});
+  launch_as(Blocking<1, 1, true>{});
 }
 
 /// The convolution of dout that is the gradient of the input, dout with zeros between its pixels. Its

@@ -46,12 +46,13 @@ constexpr int kHalfTile = 64 * 64;                        // elements: 64 k of 6
 /// rows of 64 k, one an outer; or for each 64 outers 64 rows, one a k.
 enum class Layout { kAlongK, kAlongOuter };
 
-/// A block's tile: each of its two consumers has `m` times 64 rows of `n` times 128 columns.
-template <int m, int n>
+/// A block's tile: each of its two consumers has `m` times 64 rows of `n` times 128 columns. Two of the small
+/// blocks fit on a multiprocessor, where one multiplies while the other stores; alone there, a block can have
+/// twice as many stages on their way (`deep`).
+template <int m, int n, bool deep = m* n != 1>
 struct Blocking {
   static constexpr int kM = m, kN = n, kRows = kGroups * m * 64, kColumns = n * 128;
-  /// Two small blocks fit on a multiprocessor, and one multiplies while the other stores.
-  static constexpr int kStages = m * n == 1 ? 3 : 4, kBlocks = m * n == 1 ? 2 : 1;
+  static constexpr int kStages = m * n == 1 ? (deep ? 6 : 3) : 4, kBlocks = deep ? 1 : 2;
 
   struct Stage {
     __nv_bfloat16 a[kRows * kDepth], b[kColumns * kDepth];

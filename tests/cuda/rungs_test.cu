@@ -277,7 +277,11 @@ TEST(CudaRungs, HoppersConvolutionsAreThePlainOnes) {
       {{2, 8, 10, 16}, {8, 3, 3, 16}, {2, 4, 5, 8}, {2, 1}},  // with a last pixel that none meets
       {{3, 17, 5, 136}, {64, 1, 1, 136}, {3, 17, 5, 64}, {1, 0}},  // an odd size
       {{1, 3, 150, 8}, {16, 3, 3, 8}, {1, 3, 150, 16}, {1, 1}},    // wider than a tile
-      {{2, 6, 6, 8}, {6, 3, 3, 8}, {2, 4, 4, 6}, {1, 0}},  // the rung takes this one forward alone
+      {{2, 6, 6, 3}, {6, 3, 3, 3}, {2, 4, 4, 6}, {1, 0}},  // channels of zeros fill its rows
+      {{2, 5, 7, 16},
+       {6, 3, 3, 16},
+       {2, 3, 4, 6},
+       {2, 1}},  // and those of dout, with its zeros between
       // Enough tiles of 256 pixels, and of 256 channels, for the multiprocessors of the emulation.
       {{4, 17, 16, 16}, {72, 3, 3, 16}, {4, 17, 16, 72}, {1, 1}},
       {{4, 11, 13, 136}, {200, 1, 1, 136}, {4, 11, 13, 200}, {1, 0}},
