@@ -107,7 +107,7 @@ void run_layer(Backend& backend, const Layer& layer, DType dtype,
   const Tensor dout = random({layer.N, layer.size_out(), layer.size_out(), layer.C_out}, dtype);
   const Tensor out = dout.clone();
   const Conv2dGeometry geometry{layer.stride, layer.kernel / 2};
-  report("forward", [&] { backend.conv2d(x, weight, bias, geometry, out); });
+  report("forward", [&] { backend.conv2d(x, weight, bias, {}, geometry, out); });
   report("input gradient", [&] { backend.conv2d_backward_input(dout, weight, geometry, dx); });
   report("weight gradient", [&] { backend.conv2d_backward_weight(x, dout, geometry, dweight); });
 }

@@ -254,7 +254,7 @@ void visit_layers(const Preset& preset, const std::function<void(const Layer&)>&
              2.0 * static_cast<double>(out.shape.numel() * kernel * kernel * C), false,
              std::move(ours), onednn_conv2d_or_none(pass, N, size, C, C_out, kernel, stride)});
     };
-    layer("conv2d", Pass::kForward, [&] { cpu.conv2d(x, weight, bias, geometry, out); });
+    layer("conv2d", Pass::kForward, [&] { cpu.conv2d(x, weight, bias, {}, geometry, out); });
     if (C > 3) {  // nobody asks for the gradient of the image
       layer("conv2d_backward_input", Pass::kBackwardInput,
             [&] { cpu.conv2d_backward_input(out, weight, geometry, dx); });
@@ -275,7 +275,7 @@ void visit_layers(const Preset& preset, const std::function<void(const Layer&)>&
              2.0 * static_cast<double>(M * columns * K), false, std::move(ours),
              onednn_linear_or_none(pass, M, K, columns)});
     };
-    layer("linear", Pass::kForward, [&] { cpu.linear(x, weight, bias, out); });
+    layer("linear", Pass::kForward, [&] { cpu.linear(x, weight, bias, {}, out); });
     layer("linear, gradient of x", Pass::kBackwardInput,
           [&] { cpu.matmul(batched(out), false, batched(weight), false, batched(dx)); });
     layer("linear, gradient of weight", Pass::kBackwardWeight,

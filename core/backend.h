@@ -177,13 +177,15 @@ class Backend {
   /// out[i] = a[i] b[i]; a: [B or 1, M, K] ([.., K, M] if transpose_a),
   /// b: [B or 1, K, N] ([.., N, K] if transpose_b), out: [B, M, N].
   virtual void matmul(ConstView a, bool transpose_a, ConstView b, bool transpose_b, View out) = 0;
-  /// out = x weight^T + bias; x: [M, K], weight: [N, K], bias: [N] or absent, out: [M, N].
-  virtual void linear(ConstView x, ConstView weight, ConstView bias, View out) = 0;
+  /// out = x weight^T + bias + residual; x: [M, K], weight: [N, K], bias: [N] or absent, out: [M, N], residual
+  /// like out or absent. It is added to what out would be without it, after rounding.
+  virtual void linear(ConstView x, ConstView weight, ConstView bias, ConstView residual,
+                      View out) = 0;
 
   // Convolution. x: [N, H, W, C], weight: [C_out, kH, kW, C], bias: [C_out] or absent,
-  // out: [N, H_out, W_out, C_out].
-  virtual void conv2d(ConstView x, ConstView weight, ConstView bias, Conv2dGeometry geometry,
-                      View out) = 0;
+  // out: [N, H_out, W_out, C_out], residual as in linear.
+  virtual void conv2d(ConstView x, ConstView weight, ConstView bias, ConstView residual,
+                      Conv2dGeometry geometry, View out) = 0;
   virtual void conv2d_backward_input(ConstView dout, ConstView weight, Conv2dGeometry geometry,
                                      View dx) = 0;
   virtual void conv2d_backward_weight(ConstView x, ConstView dout, Conv2dGeometry geometry,

@@ -187,17 +187,18 @@ void ProfilingBackend::matmul(ConstView a, bool transpose_a, ConstView b, bool t
   note("matmul", fmt::format("{} * {}", text(a.shape), text(b.shape)), 2 * K * numel(out),
        bytes_of({a, b, out}), [&] { inner_.matmul(a, transpose_a, b, transpose_b, out); });
 }
-void ProfilingBackend::linear(ConstView x, ConstView weight, ConstView bias, View out) {
+void ProfilingBackend::linear(ConstView x, ConstView weight, ConstView bias, ConstView residual,
+                              View out) {
   note("linear", fmt::format("{} * {}", text(x.shape), text(weight.shape)),
-       2 * numel(out) * static_cast<double>(x.shape[1]), bytes_of({x, weight, bias, out}),
-       [&] { inner_.linear(x, weight, bias, out); });
+       2 * numel(out) * static_cast<double>(x.shape[1]), bytes_of({x, weight, bias, residual, out}),
+       [&] { inner_.linear(x, weight, bias, residual, out); });
 }
 
-void ProfilingBackend::conv2d(ConstView x, ConstView weight, ConstView bias,
+void ProfilingBackend::conv2d(ConstView x, ConstView weight, ConstView bias, ConstView residual,
                               Conv2dGeometry geometry, View out) {
   note("conv2d", fmt::format("{} * {}", text(x.shape), text(weight.shape)),
-       conv_operations(out, weight.shape), bytes_of({x, weight, bias, out}),
-       [&] { inner_.conv2d(x, weight, bias, geometry, out); });
+       conv_operations(out, weight.shape), bytes_of({x, weight, bias, residual, out}),
+       [&] { inner_.conv2d(x, weight, bias, residual, geometry, out); });
 }
 void ProfilingBackend::conv2d_backward_input(ConstView dout, ConstView weight,
                                              Conv2dGeometry geometry, View dx) {

@@ -61,9 +61,9 @@ class ProfilingBackend final : public Backend {
   void copy_slice(ConstView x, int axis, int64_t x_begin, int64_t count, View out,
                   int64_t out_begin) override;
   void matmul(ConstView a, bool transpose_a, ConstView b, bool transpose_b, View out) override;
-  void linear(ConstView x, ConstView weight, ConstView bias, View out) override;
-  void conv2d(ConstView x, ConstView weight, ConstView bias, Conv2dGeometry geometry,
-              View out) override;
+  void linear(ConstView x, ConstView weight, ConstView bias, ConstView residual, View out) override;
+  void conv2d(ConstView x, ConstView weight, ConstView bias, ConstView residual,
+              Conv2dGeometry geometry, View out) override;
   void conv2d_backward_input(ConstView dout, ConstView weight, Conv2dGeometry geometry,
                              View dx) override;
   void conv2d_backward_weight(ConstView x, ConstView dout, Conv2dGeometry geometry,

@@ -156,8 +156,8 @@ bool is_empty(const ConvSizes& s, int64_t N) {
 
 }  // namespace
 
-void CudaBackend::conv2d(ConstView x, ConstView weight, ConstView bias, Conv2dGeometry geometry,
-                         View out) {
+void CudaBackend::conv2d(ConstView x, ConstView weight, ConstView bias, ConstView residual,
+                         Conv2dGeometry geometry, View out) {
   const ConvSizes s = conv_sizes(x.shape, weight.shape, out.shape, geometry);
   const int64_t pixels = out.shape.product(0, 3), K = weight.shape.product(1, 4);
   const int N = int_size("conv2d", x.shape[0]);
@@ -172,16 +172,17 @@ void CudaBackend::conv2d(ConstView x, ConstView weight, ConstView bias, Conv2dGe
         const Shortened short_x(*this, x, int64_t{N} * s.H * s.W, p.C);
         const Shortened short_weight(*this, weight, int64_t{s.C_out} * s.kH * s.kW, p.C);
         return conv2d_wgmma(p, N, short_x.data(), short_weight.data(), bias.as<float>(),
-                            out.as<T>(), nullptr);
+                            residual.as<T>(), out.as<T>(), nullptr);
       }
     }
     if (way.rung == Rung::kPlain) {
-      return conv2d_plain<T>(s, x.as<T>(), weight.as<Weight>(), bias.as<Weight>(), out.as<T>(),
-                             pixels);
+      conv2d_plain<T>(s, x.as<T>(), weight.as<Weight>(), bias.as<Weight>(), out.as<T>(), pixels);
+    } else {
+      batched_product(way, "conv2d", 1, pixels, s.C_out, K, Patches<T>{x.as<T>(), s},
+                      Matrix<Weight, true>{weight.as<Weight>(), K, 0},
+                      Store<T>{out.as<T>(), pixels, s.C_out, bias.as<Weight>()});
     }
-    batched_product(way, "conv2d", 1, pixels, s.C_out, K, Patches<T>{x.as<T>(), s},
-                    Matrix<Weight, true>{weight.as<Weight>(), K, 0},
-                    Store<T>{out.as<T>(), pixels, s.C_out, bias.as<Weight>()});
+    if (residual) accumulate(residual, out);
   });
 }
 

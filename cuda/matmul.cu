@@ -16,8 +16,8 @@ ConvSizes as_convolution(int64_t rows, int64_t C, int64_t C_out) {
 /// Hopper's rung, which has three of the four products of two matrices. Returns false where it does not
 /// take the sizes.
 bool multiply_on_hopper(Backend& backend, const ConstView& a, bool transpose_a, const ConstView& b,
-                        bool transpose_b, const ConstView& bias, int64_t M, int64_t N, int64_t K,
-                        const View& out) {
+                        bool transpose_b, const ConstView& bias, const ConstView& residual,
+                        int64_t M, int64_t N, int64_t K, const View& out) {
   if (M == 0 || N == 0 || K == 0 || (transpose_a && transpose_b)) return false;
   const auto multiply = [&](const auto& f) {
     const Shortened left(backend, a), right(backend, b);
@@ -38,7 +38,8 @@ bool multiply_on_hopper(Backend& backend, const ConstView& a, bool transpose_a, 
     const ConvSizes s = as_convolution(M, K, N);
     if (!conv2d_wgmma_takes(s, out.dtype == DType::kBFloat16)) return false;
     multiply([&](const auto* x, const auto* weight, auto* y) {
-      conv2d_wgmma(s, 1, x, weight, bias.as<float>(), y, nullptr);
+      using Out = std::remove_pointer_t<decltype(y)>;
+      conv2d_wgmma(s, 1, x, weight, bias.as<float>(), residual.as<Out>(), y, nullptr);
     });
     return true;
   }
@@ -76,7 +77,7 @@ void CudaBackend::matmul(ConstView a, bool transpose_a, ConstView b, bool transp
   const int64_t a_size = a.shape[0] == 1 ? 0 : M * K, b_size = b.shape[0] == 1 ? 0 : K * N;
   const Way way = way_for(a.dtype, rung_);
   if (batch == 1 && way.rung == Rung::kHopper &&
-      multiply_on_hopper(*this, a, transpose_a, b, transpose_b, {}, M, N, K, out))
+      multiply_on_hopper(*this, a, transpose_a, b, transpose_b, {}, {}, M, N, K, out))
     return;
   for_matrices(a, b, out, [&](auto zero_a, auto zero_b, auto zero_out) {
     using A = decltype(zero_a);
@@ -97,11 +98,12 @@ void CudaBackend::matmul(ConstView a, bool transpose_a, ConstView b, bool transp
   });
 }
 
-void CudaBackend::linear(ConstView x, ConstView weight, ConstView bias, View out) {
+void CudaBackend::linear(ConstView x, ConstView weight, ConstView bias, ConstView residual,
+                         View out) {
   const int64_t M = x.shape[0], K = x.shape[1], N = weight.shape[0];
   const Way way = way_for(x.dtype, rung_);
   if (way.rung == Rung::kHopper &&
-      multiply_on_hopper(*this, x, false, weight, true, bias, M, N, K, out))
+      multiply_on_hopper(*this, x, false, weight, true, bias, residual, M, N, K, out))
     return;
   for_stored(x.dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -110,6 +112,7 @@ void CudaBackend::linear(ConstView x, ConstView weight, ConstView bias, View out
                     Matrix<Weight, true>{weight.as<Weight>(), K, 0},
                     Store<T>{out.as<T>(), M, N, bias.as<Weight>()});
   });
+  if (residual) accumulate(residual, out);
 }
 
 }  // namespace mutilde::cuda

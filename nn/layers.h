@@ -14,8 +14,10 @@ class Linear : public Module {
   /// `layout` kPointwise where the original has a one-dimensional convolution.
   Linear(int64_t in_features, int64_t out_features, Generator& random, Init init = Init::kDefault,
          CheckpointLayout layout = CheckpointLayout::kAsIs);
-  /// [.., in_features] -> [.., out_features].
-  Tensor forward(const Tensor& x) const { return linear(x, weight_, bias_); }
+  /// [.., in_features] -> [.., out_features]; plus a residual of that shape.
+  Tensor forward(const Tensor& x, const Tensor& residual = {}) const {
+    return linear(x, weight_, bias_, residual);
+  }
 
  private:
   Tensor weight_, bias_;  // [out, in], [out]
@@ -25,8 +27,10 @@ class Conv2d : public Module {
  public:
   Conv2d(int64_t in_channels, int64_t out_channels, int64_t kernel, Generator& random,
          int64_t stride = 1, Init init = Init::kDefault);
-  /// [N, H, W, C] -> [N, H / stride, W / stride, C_out] (padding kernel / 2).
-  Tensor forward(const Tensor& x) const { return conv2d(x, weight_, bias_, stride_, padding_); }
+  /// [N, H, W, C] -> [N, H / stride, W / stride, C_out] (padding kernel / 2); plus a residual of that shape.
+  Tensor forward(const Tensor& x, const Tensor& residual = {}) const {
+    return conv2d(x, weight_, bias_, stride_, padding_, residual);
+  }
   int64_t out_channels() const { return bias_.size(0); }
 
  private:

@@ -54,7 +54,7 @@ Tensor ResBlock::compute(const Tensor& x, const Tensor& embedding, double dropou
     h = out_norm_.forward_silu(h + cast(added, h.dtype()));
   }
   if (dropout_p > 0) h = dropout(h, dropout_p, position);
-  return (skip_ ? skip_->forward(x) : x) + out_conv_.forward(h);
+  return out_conv_.forward(h, skip_ ? skip_->forward(x) : x);
 }
 
 AttentionBlock::AttentionBlock(int64_t channels, int64_t heads, Generator& random)
@@ -76,9 +76,9 @@ Tensor AttentionBlock::forward(const Tensor& x, const BlockContext& context) con
 }
 
 Tensor AttentionBlock::compute(const Tensor& x) const {
-  const Tensor normalised = norm_.forward(x).reshape({x.size(0), x.size(1) * x.size(2), x.size(3)});
-  const Tensor attended = attention(qkv_.forward(normalised), heads_);
-  return x + proj_out_.forward(attended).reshape(x.shape());
+  const Shape rows{x.size(0), x.size(1) * x.size(2), x.size(3)};
+  const Tensor attended = attention(qkv_.forward(norm_.forward(x).reshape(rows)), heads_);
+  return proj_out_.forward(attended, x.reshape(rows)).reshape(x.shape());
 }
 
 Downsample::Downsample(int64_t channels, bool learned, Generator& random) {

@@ -558,13 +558,17 @@ bool takes_winograd(const ConvShape& s, DType dtype) {
 
 }  // namespace
 
-void CpuBackend::conv2d(ConstView x, ConstView weight, ConstView bias, Conv2dGeometry geometry,
-                        View out) {
+void CpuBackend::conv2d(ConstView x, ConstView weight, ConstView bias, ConstView residual,
+                        Conv2dGeometry geometry, View out) {
   const ConvShape s(x.shape, weight.shape, out.shape, geometry);
-  if (!takes_winograd(s, x.dtype)) return conv2d_direct(x, weight, bias, geometry, out);
-  winograd_conv<4>(Conv3x3<float>{s.N, s.H, s.W, s.C, s.H_out, s.W_out, s.C_out, s.padding,
-                                  x.as<float>(), weight.as<float>(), 3 * s.C, s.C, 1, 9 * s.C,
-                                  bias.as<float>(), out.as<float>()});
+  if (!takes_winograd(s, x.dtype)) {
+    conv2d_direct(x, weight, bias, geometry, out);
+  } else {
+    winograd_conv<4>(Conv3x3<float>{s.N, s.H, s.W, s.C, s.H_out, s.W_out, s.C_out, s.padding,
+                                    x.as<float>(), weight.as<float>(), 3 * s.C, s.C, 1, 9 * s.C,
+                                    bias.as<float>(), out.as<float>()});
+  }
+  if (residual) accumulate(residual, out);
 }
 
 void CpuBackend::conv2d_backward_input(ConstView dout, ConstView weight, Conv2dGeometry geometry,

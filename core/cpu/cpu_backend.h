@@ -45,11 +45,11 @@ class CpuBackend final : public Backend {
 
   // matmul.cpp
   void matmul(ConstView a, bool transpose_a, ConstView b, bool transpose_b, View out) override;
-  void linear(ConstView x, ConstView weight, ConstView bias, View out) override;
+  void linear(ConstView x, ConstView weight, ConstView bias, ConstView residual, View out) override;
 
   // conv.cpp
-  void conv2d(ConstView x, ConstView weight, ConstView bias, Conv2dGeometry geometry,
-              View out) override;
+  void conv2d(ConstView x, ConstView weight, ConstView bias, ConstView residual,
+              Conv2dGeometry geometry, View out) override;
   void conv2d_backward_input(ConstView dout, ConstView weight, Conv2dGeometry geometry,
                              View dx) override;
   void conv2d_backward_weight(ConstView x, ConstView dout, Conv2dGeometry geometry,

@@ -46,12 +46,14 @@ void CpuBackend::matmul(ConstView a, bool transpose_a, ConstView b, bool transpo
   });
 }
 
-void CpuBackend::linear(ConstView x, ConstView weight, ConstView bias, View out) {
+void CpuBackend::linear(ConstView x, ConstView weight, ConstView bias, ConstView residual,
+                        View out) {
   const int64_t M = x.shape[0], K = x.shape[1], N = weight.shape[0];
   for_float(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     multiply<T>({M, N, K, x.as<T>(), K, 1, weight.as<T>(), 1, K, bias.as<T>(), out.as<T>(), N});
   });
+  if (residual) accumulate(residual, out);
 }
 
 }  // namespace mutilde

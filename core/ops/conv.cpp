@@ -31,7 +31,7 @@ Shape conv2d_shape(const Tensor& x, const Tensor& weight, int64_t stride, int64_
 }  // namespace
 
 Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t stride,
-              int64_t padding) {
+              int64_t padding, const Tensor& residual) {
   require_activation("conv2d", "input", x);
   require_parameter("conv2d", "weight", weight, x);
   require_rank("conv2d", "input", x, 4, "[N, H, W, C]");
@@ -41,10 +41,14 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t
     require_parameter("conv2d", "bias", bias, x);
     require_shape("conv2d", "bias", bias, {weight.size(0)});
   }
+  if (residual.defined()) {
+    require_alike("conv2d", "residual", residual, x);
+    require_shape("conv2d", "residual", residual, shape);
+  }
   const Conv2dGeometry geometry{stride, padding};
   const Tensor out = Tensor::empty(shape, x.dtype(), x.device());
-  backend(x).conv2d(x, as_factor(weight, x), bias, geometry, out);
-  return record("conv2d", out, {x, weight, bias},
+  backend(x).conv2d(x, as_factor(weight, x), bias, residual, geometry, out);
+  return record("conv2d", out, {x, weight, bias, residual},
                 [geometry, shape_x = x.shape(), shape_weight = weight.shape(),
                  want_bias = bias.requires_grad(), saved_x = save_if(weight.requires_grad(), x),
                  saved_weight = save_if(x.requires_grad(), weight)](
@@ -61,7 +65,7 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t
                     backend(device).conv2d_backward_weight(saved_x, cotangent, geometry, dweight);
                   }
                   if (want_bias) dbias = sum_to_parameter(cotangent, {cotangent.size(-1)});
-                  return {dx, dweight, dbias};
+                  return {dx, dweight, dbias, cotangent};
                 });
 }
 

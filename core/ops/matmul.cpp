@@ -78,7 +78,7 @@ Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a, bool transpose
       });
 }
 
-Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& residual) {
   require_activation("linear", "x", x);
   require_parameter("linear", "weight", weight, x);
   require_rank("linear", "weight", weight, 2, "[N, K]");
@@ -91,17 +91,22 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
     require_parameter("linear", "bias", bias, x);
     require_shape("linear", "bias", bias, {N});
   }
+  const Shape shape = x.shape().with(-1, N);
+  if (residual.defined()) {
+    require_alike("linear", "residual", residual, x);
+    require_shape("linear", "residual", residual, shape);
+  }
   const Tensor out = Tensor::empty({M, N}, x.dtype(), x.device());
-  backend(x).linear(view_of(x, {M, K}, 0), as_factor(weight, x), bias, out);
-  return record("linear", view_of(out, x.shape().with(-1, N), 0), {x, weight, bias},
-                [M, N, K, shape = x.shape(), want_bias = bias.requires_grad(),
+  backend(x).linear(view_of(x, {M, K}, 0), as_factor(weight, x), bias, residual, out);
+  return record("linear", view_of(out, shape, 0), {x, weight, bias, residual},
+                [M, N, K, shape_x = x.shape(), want_bias = bias.requires_grad(),
                  saved_x = save_if(weight.requires_grad(), view_of(x, {1, M, K}, 0)),
                  saved_weight = save_if(x.requires_grad(), view_of(weight, {1, N, K}, 0))](
                     const Tensor& cotangent) -> std::vector<Tensor> {
                   const Tensor dout = view_of(cotangent, {1, M, N}, 0);
                   Tensor dx, dweight, dbias;
                   if (saved_weight.defined()) {
-                    dx = Tensor::empty(shape, dout.dtype(), dout.device());
+                    dx = Tensor::empty(shape_x, dout.dtype(), dout.device());
                     const Tensor dx3 = view_of(dx, {1, M, K}, 0);
                     backend(dx).matmul(dout, false, as_factor(saved_weight, dout), false, dx3);
                   }
@@ -110,7 +115,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
                         call_matmul(dout, true, saved_x, false, parameter_dtype(dout)), {N, K}, 0);
                   }
                   if (want_bias) dbias = sum_to_parameter(dout, {N});
-                  return {dx, dweight, dbias};
+                  return {dx, dweight, dbias, cotangent};
                 });
 }
 

@@ -80,14 +80,15 @@ Tensor broadcast_to(const Tensor& x, const Shape& shape);
 /// [.., M, K] x [.., K, N] -> [.., M, N]; transposed sides are [.., K, M] and [.., N, K]. The
 /// leading axes agree, or one side has none.
 Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a = false, bool transpose_b = false);
-/// x: [.., K], weight: [N, K], bias: [N] or undefined -> [.., N].
-Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias);
+/// x: [.., K], weight: [N, K], bias: [N] or undefined -> [.., N]. A residual, of that shape, is added.
+Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias,
+              const Tensor& residual = {});
 
 // Convolution (conv.cpp).
 /// x: [N, H, W, C], weight: [C_out, kH, kW, C], bias: [C_out] or undefined
-/// -> [N, (H + 2p - kH) / s + 1, (W + 2p - kW) / s + 1, C_out].
+/// -> [N, (H + 2p - kH) / s + 1, (W + 2p - kW) / s + 1, C_out]. A residual, of that shape, is added.
 Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t stride = 1,
-              int64_t padding = 0);
+              int64_t padding = 0, const Tensor& residual = {});
 
 // Normalisation (norm.cpp).
 /// x: [N, .., C]; each of `groups` groups of channels is normalised over all

@@ -50,7 +50,7 @@ template <class Tile, bool turned, class Out>
 __global__ void __launch_bounds__(kThreads, Tile::kBlocks)
     conv(ConvSizes s, int N, Box box, const __grid_constant__ CUtensorMap x,
          const __grid_constant__ CUtensorMap weight, const float* __restrict__ bias,
-         Out* __restrict__ out) {
+         const Out* __restrict__ residual, Out* __restrict__ out) {
   auto& shared = Tile::shared_memory();
   const Box begin = begin_of(blockIdx.x, s, box);
   const int c_out = blockIdx.y * Tile::kColumns, taps = s.kH * s.kW;
@@ -76,13 +76,13 @@ __global__ void __launch_bounds__(kThreads, Tile::kBlocks)
   typename Tile::Sums sums = {};
   consume<Tile, Layout::kAlongK, turned ? Layout::kAlongOuter : Layout::kAlongK>(shared, group,
                                                                                  steps, sums);
-  const auto at = [&](int row, int tile_column) -> Out* {
+  const auto at = [&](int row, int tile_column) -> int64_t {
     const int w = begin.w + row % box.w, h = begin.h + row / box.w % box.h;
     const int n = begin.n + row / box.w / box.h, column = c_out + tile_column;
-    if (w >= s.W_out || h >= s.H_out || n >= N || column >= s.C_out) return nullptr;
-    return out + ((size_t(n) * s.H_out + h) * s.W_out + w) * s.C_out + column;
+    if (w >= s.W_out || h >= s.H_out || n >= N || column >= s.C_out) return -1;
+    return ((int64_t{n} * s.H_out + h) * s.W_out + w) * s.C_out + column;
   };
-  store_sums<Tile, Out>(group, sums, at, [&](int tile_column) {
+  store_sums<Tile>(group, sums, out, residual, at, [&](int tile_column) {
     const int column = c_out + tile_column;
     if (bias == nullptr || column >= s.C_out) return make_float2(0, 0);
     return make_float2(bias[column], bias[column + 1]);
@@ -124,13 +124,13 @@ __global__ void __launch_bounds__(kThreads)
   }
   WeightTile::Sums sums = {};
   consume<WeightTile, Layout::kAlongOuter, Layout::kAlongOuter>(shared, group, steps, sums);
-  const auto at = [&](int tile_row, int tile_column) -> float* {
+  const auto at = [&](int tile_row, int tile_column) -> int64_t {
     const int row = c_out + tile_row, piece = first_piece + tile_column / 64;
     const int tap = piece / pieces_c, c = piece % pieces_c * 64 + tile_column % 64;
-    if (row >= s.C_out || tap >= taps || c >= s.C) return nullptr;
-    return partial + ((size_t(blockIdx.z) * s.C_out + row) * taps + tap) * s.C + c;
+    if (row >= s.C_out || tap >= taps || c >= s.C) return -1;
+    return ((int64_t{blockIdx.z} * s.C_out + row) * taps + tap) * s.C + c;
   };
-  store_sums<WeightTile, float>(group, sums, at, [](int) { return make_float2(0, 0); });
+  store_sums<WeightTile>(group, sums, partial, nullptr, at, no_bias);
 }
 
 /// A side of what the copy engine copies spans 256 pixels at most.
@@ -155,7 +155,7 @@ CUtensorMap weight_map(const __nv_bfloat16* weight, int C_out, int taps, int C, 
 
 template <class Tile, bool turned, class Out>
 void launch_conv(const ConvSizes& s, int N, const __nv_bfloat16* x, const __nv_bfloat16* weight,
-                 const float* bias, Out* out, cudaStream_t stream) {
+                 const float* bias, const Out* residual, Out* out, cudaStream_t stream) {
   const Box box = box_of(Tile::kRows, s);
   const int taps = s.kH * s.kW;
   launch<conv<Tile, turned, Out>>(
@@ -166,21 +166,21 @@ void launch_conv(const ConvSizes& s, int N, const __nv_bfloat16* x, const __nv_b
       s, N, box, images_map(x, N, s.H, s.W, s.C, box, s.stride),
       turned ? weight_map(weight, s.C, taps, s.C_out, 64)
              : weight_map(weight, s.C_out, taps, s.C, Tile::kColumns),
-      bias, out);
+      bias, residual, out);
 }
 
 /// The largest tiles of which there are enough for all multiprocessors. (What a tile's size does not change is
 /// any sum.)
 template <bool turned, class Out>
 void launch_best_conv(const ConvSizes& s, int N, const __nv_bfloat16* x,
-                      const __nv_bfloat16* weight, const float* bias, Out* out,
+                      const __nv_bfloat16* weight, const float* bias, const Out* residual, Out* out,
                       cudaStream_t stream) {
   const int enough = ceil_div(multiprocessors() * 9, 10);
   const auto tiles = [&](int rows, int columns) {
     return boxes(s, N, box_of(rows, s)) * ceil_div(s.C_out, columns);
   };
   const auto launch_as = [&]<class Tile>(Tile) {
-    launch_conv<Tile, turned>(s, N, x, weight, bias, out, stream);
+    launch_conv<Tile, turned>(s, N, x, weight, bias, residual, out, stream);
   };
   const bool fits_wide = ceil_div(s.C_out, 128) % 2 == 0;
   if (fits_wide && tiles(128, 256) >= enough) return launch_as(Blocking<1, 2>{});
@@ -212,22 +212,22 @@ int boxes_of_chunk(const ConvSizes& s, int N) {
 
 template <class Out>
 void conv2d_wgmma(const ConvSizes& s, int N, const __nv_bfloat16* x, const __nv_bfloat16* weight,
-                  const float* bias, Out* out, cudaStream_t stream) {
+                  const float* bias, const Out* residual, Out* out, cudaStream_t stream) {
   require("conv2d_wgmma", conv2d_wgmma_takes(s, sizeof(Out) == 2));
-  launch_best_conv<false>(s, N, x, weight, bias, out, stream);
+  launch_best_conv<false>(s, N, x, weight, bias, residual, out, stream);
 }
 
 template <class Out>
 void conv2d_backward_input_wgmma(const ConvSizes& s, int N, const __nv_bfloat16* dout,
                                  const __nv_bfloat16* weight, Out* dx, cudaStream_t stream) {
   require("conv2d_backward_input_wgmma", conv2d_backward_wgmma_takes(s));
-  launch_best_conv<true>(turned(s), N, dout, weight, nullptr, dx, stream);
+  launch_best_conv<true, Out>(turned(s), N, dout, weight, nullptr, nullptr, dx, stream);
 }
 
 template void conv2d_wgmma(const ConvSizes&, int, const __nv_bfloat16*, const __nv_bfloat16*,
-                           const float*, float*, cudaStream_t);
+                           const float*, const float*, float*, cudaStream_t);
 template void conv2d_wgmma(const ConvSizes&, int, const __nv_bfloat16*, const __nv_bfloat16*,
-                           const float*, __nv_bfloat16*, cudaStream_t);
+                           const float*, const __nv_bfloat16*, __nv_bfloat16*, cudaStream_t);
 template void conv2d_backward_input_wgmma(const ConvSizes&, int, const __nv_bfloat16*,
                                           const __nv_bfloat16*, float*, cudaStream_t);
 template void conv2d_backward_input_wgmma(const ConvSizes&, int, const __nv_bfloat16*,

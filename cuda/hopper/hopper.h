@@ -24,15 +24,15 @@ inline bool matmul_wgmma_takes(int64_t M, int64_t N, int64_t K) {
 void matmul_wgmma(const __nv_bfloat16* a, const __nv_bfloat16* b, float* out, int M, int N, int K,
                   cudaStream_t stream);
 
-/// out = conv2d(x, weight) + bias as in conv_plain.h, of N images; bias is float32, and Out float or
-/// __nv_bfloat16, here and below.
+/// out = conv2d(x, weight) + bias as in conv_plain.h, of N images, and then + residual, like out or null; bias is
+/// float32, and Out float or __nv_bfloat16, here and below.
 inline bool conv2d_wgmma_takes(const ConvSizes& s, bool short_out) {
   return s.C > 0 && s.C_out > 0 && s.C % 8 == 0 && s.C_out % (short_out ? 8 : 2) == 0 &&
          s.stride <= 2;
 }
 template <class Out>
 void conv2d_wgmma(const ConvSizes& s, int N, const __nv_bfloat16* x, const __nv_bfloat16* weight,
-                  const float* bias, Out* out, cudaStream_t stream);
+                  const float* bias, const Out* residual, Out* out, cudaStream_t stream);
 
 /// The pixels along a side of dout with stride - 1 zeros between its `size`.
 inline int dilated(int size, int stride) { return (size - 1) * stride + 1; }

@@ -29,11 +29,11 @@ __global__ void __launch_bounds__(kThreads)
   }
   Tile::Sums sums = {};
   consume<Tile, Layout::kAlongK, Layout::kAlongOuter>(shared, group, steps, sums);
-  const auto at = [&](int tile_row, int tile_column) -> float* {
+  const auto at = [&](int tile_row, int tile_column) -> int64_t {
     const int row = first_row + tile_row, column = first_column + tile_column;
-    return row < M && column < N ? out + size_t(row) * N + column : nullptr;
+    return row < M && column < N ? int64_t{row} * N + column : -1;
   };
-  store_sums<Tile, float>(group, sums, at, [](int) { return make_float2(0, 0); });
+  store_sums<Tile>(group, sums, out, nullptr, at, no_bias);
 }
 
 /// Of a matrix whose tiles have `box_rows` rows.

@@ -28,6 +28,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/hopper/hopper.h"
 #include "cuda/hopper/instructions.h"
@@ -164,12 +165,22 @@ __device__ inline uint32_t rounded(float2 pair) {
   return low | uint32_t{__bfloat16_as_ushort(__float2bfloat16_rn(pair.y))} << 16;
 }
 
-/// Stores what this thread of a consumer has of the block's tile. at(row, column) is where the numbers of a
-/// row from that column on go, null where there are none; add(column) is what is added to a column and the next.
-/// The columns of out are a multiple of 2, and for bfloat16 of 8.
-template <class Blocking, class Out, class At, class Add>
-__device__ void store_sums(int group, const typename Blocking::Sums& sums, const At& at,
-                           const Add& add) {
+__device__ inline float2 no_bias(int) { return make_float2(0, 0); }
+
+/// A pair in bfloat16 plus another.
+__device__ inline uint32_t plus(uint32_t a, uint32_t b) {
+  const auto low = [](uint32_t pair) { return __uint_as_float(pair << 16); };
+  const auto high = [](uint32_t pair) { return __uint_as_float(pair & 0xffff0000); };
+  return rounded(make_float2(low(a) + low(b), high(a) + high(b)));
+}
+
+/// Stores what this thread of a consumer has of the block's tile. at(row, column) is the place in out of the
+/// numbers of a row from that column on, -1 where there are none; bias(column) is what is added to a column and
+/// the next; residual, or null, lies like out. The columns of out are a multiple of 2, and for bfloat16 of 8.
+template <class Blocking, class Out, class At, class Bias>
+__device__ void store_sums(int group, const typename Blocking::Sums& sums, Out* out,
+                           const std::type_identity_t<Out>* residual, const At& at,
+                           const Bias& bias) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
 #pragma unroll
   for (int i = 0; i < Blocking::kM; ++i) {
@@ -179,16 +190,21 @@ __device__ void store_sums(int group, const typename Blocking::Sums& sums, const
       for (int lower = 0; lower < 2; ++lower) {
         const int row = (group * Blocking::kM + i) * 64 + warp * 16 + lower * 8 + lane / 4;
         const auto pair_of = [&](int piece) {  // of 8 columns
-          const float2 more = add(j * 128 + piece * 8 + lane % 4 * 2);
+          const float2 more = bias(j * 128 + piece * 8 + lane % 4 * 2);
           return make_float2(sums[i][j][piece * 4 + lower * 2] + more.x,
                              sums[i][j][piece * 4 + lower * 2 + 1] + more.y);
         };
         if constexpr (std::is_same_v<Out, float>) {
 #pragma unroll
           for (int piece = 0; piece < 16; ++piece) {
-            float* to = at(row, j * 128 + piece * 8 + lane % 4 * 2);
-            const float2 pair = pair_of(piece);
-            if (to != nullptr) *reinterpret_cast<float2*>(to) = pair;
+            const int64_t place = at(row, j * 128 + piece * 8 + lane % 4 * 2);
+            float2 pair = pair_of(piece);
+            if (place < 0) continue;
+            if (residual != nullptr) {
+              const float2 more = *reinterpret_cast<const float2*>(residual + place);
+              pair = make_float2(pair.x + more.x, pair.y + more.y);
+            }
+            *reinterpret_cast<float2*>(out + place) = pair;
           }
         } else {
 #pragma unroll
@@ -197,9 +213,15 @@ __device__ void store_sums(int group, const typename Blocking::Sums& sums, const
 #pragma unroll
             for (int p = 0; p < 4; ++p) pairs[p] = rounded(pair_of(first + p));
             exchange(pairs);
-            Out* to = at(row, j * 128 + (first + lane % 4) * 8);
-            if (to != nullptr)
-              *reinterpret_cast<uint4*>(to) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+            const int64_t place = at(row, j * 128 + (first + lane % 4) * 8);
+            if (place < 0) continue;
+            uint4 numbers = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+            if (residual != nullptr) {
+              const uint4 more = *reinterpret_cast<const uint4*>(residual + place);
+              numbers = make_uint4(plus(numbers.x, more.x), plus(numbers.y, more.y),
+                                   plus(numbers.z, more.z), plus(numbers.w, more.w));
+            }
+            *reinterpret_cast<uint4*>(out + place) = numbers;
           }
         }
       }

@@ -187,7 +187,7 @@ TYPED_TEST(CpuKernels, LinearAddsTheBiasToXTimesWeightTransposed) {
       for (const bool with_bias : {true, false}) {
         Data<T> fast = unwritten<T>(M * N), plain = fast;
         cpu().linear(view(x, {M, K}), view(weight, {N, K}),
-                     with_bias ? view(bias, {N}) : ConstView{}, view(fast, {M, N}));
+                     with_bias ? view(bias, {N}) : ConstView{}, {}, view(fast, {M, N}));
         plain_matmul(M, N, K, x.data(), false, weight.data(), true, plain.data());
         for (int64_t i = 0; with_bias && i < M * N; ++i)
           plain[static_cast<size_t>(i)] += bias[static_cast<size_t>(i % N)];
@@ -288,7 +288,7 @@ TYPED_TEST(CpuKernels, Conv2dIsExact) {
       for (const bool with_bias : {true, false}) {
         Data<T> fast = unwritten<T>(out_shape(s).numel()), plain = fast;
         cpu().conv2d(view(x, x_shape(s)), view(weight, weight_shape(s)),
-                     with_bias ? view(bias, {s.C_out}) : ConstView{}, {s.stride, s.padding},
+                     with_bias ? view(bias, {s.C_out}) : ConstView{}, {}, {s.stride, s.padding},
                      view(fast, out_shape(s)));
         plain_conv2d<T>(s, x.data(), weight.data(), with_bias ? bias.data() : nullptr,
                         plain.data());
@@ -337,7 +337,7 @@ TYPED_TEST(CpuKernels, ProductsDoNotDependOnTheNumberOfThreads) {
                   dout = random_normal<T>(out_shape(s).numel(), 3);
     expect_same_bits<T>([&] {
       Data<T> out = unwritten<T>(out_shape(s).numel());
-      cpu().conv2d(view(x, x_shape(s)), view(weight, weight_shape(s)), {}, {1, 1},
+      cpu().conv2d(view(x, x_shape(s)), view(weight, weight_shape(s)), {}, {}, {1, 1},
                    view(out, out_shape(s)));
       return out;
     });

@@ -89,6 +89,27 @@ std::vector<OpCase> conv_cases() {
       conv_case({"3x3TilesPaddingTwo", {3, 7, 8, 16}, {16, 3, 3, 16}, 1, 2, false}),
       conv_case({"FromRgb", {2, 17, 15, 3}, {64, 3, 3, 3}, 1, 1}),
       conv_case({"ToRgb", {2, 11, 13, 64}, {3, 3, 3, 64}, 1, 1})};
+  // A residual: one more input, of the output's shape, that is added.
+  for (const char* name : {"Conv2d3x3", "Conv2d3x3Stride2", "Conv2d3x3Tiles"}) {
+    OpCase row = *std::find_if(rows.begin(), rows.end(),
+                               [&](const OpCase& other) { return other.name == name; });
+    row.name += "Residual";
+    const auto formula = row.reference;
+    row.reference = [formula](const Arrays& in) {
+      Array out = formula({in[0], in[1], in[2]});
+      for (int64_t i = 0; i < out.numel(); ++i) out[i] += in[3][i];
+      return out;
+    };
+    const int64_t stride = name == std::string("Conv2d3x3Stride2") ? 2 : 1;
+    row.op = [stride](const Tensors& in) { return conv2d(in[0], in[1], in[2], stride, 1, in[3]); };
+    row.composition = [stride](const Tensors& in) {
+      return conv2d(in[0], in[1], in[2], stride, 1) + in[3];
+    };
+    const Shape out = row.op({row.inputs[0], row.inputs[1], row.inputs[2], {}}).shape();
+    row.inputs.push_back(uniform(out, -1, 1, 4));
+    row.batched = {0, 3};
+    rows.push_back(row);
+  }
   // A 1x1 convolution is a linear layer on each pixel.
   for (OpCase& row : rows) {
     if (row.name != "Conv2d1x1" && row.name != "Conv2d1x1ManyChannels") continue;

@@ -141,7 +141,7 @@ TEST(Winograd, AnImageIsTheSameInAnyBatch) {
       std::vector<float> out(static_cast<size_t>(N * size * size * s.C_out));
       const ConstView in{x.data(), DType::kFloat32, {N, size, size, s.C}};
       testing_kernels::cpu().conv2d(in, {weight.data(), DType::kFloat32, {s.C_out, 3, 3, s.C}}, {},
-                                    {1, 1},
+                                    {}, {1, 1},
                                     {out.data(), DType::kFloat32, {N, size, size, s.C_out}});
       out.resize(static_cast<size_t>(size * size * s.C_out));  // the first image
       return out;

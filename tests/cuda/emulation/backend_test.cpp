@@ -91,7 +91,7 @@ TEST(CudaKernels, OfEachRungGiveTheSameInBothOrdersOfTheirThreads) {
       const Tensor out = Tensor::empty({1, 9, 7, 67}, DType::kFloat32, Device::cuda());
       const Tensor dx = Tensor::empty(x.shape(), DType::kFloat32, Device::cuda());
       const Tensor dweight = Tensor::empty(weight.shape(), DType::kFloat32, Device::cuda());
-      backend.conv2d(x, weight, {}, {1, 1}, out);
+      backend.conv2d(x, weight, {}, {}, {1, 1}, out);
       backend.conv2d_backward_input(out, weight, {1, 1}, dx);
       backend.conv2d_backward_weight(x, out, {1, 1}, dweight);
       return std::vector{out.to_vector<double>(), dx.to_vector<double>(),
@@ -150,7 +150,7 @@ TEST(CudaRungs, HopperGetsWhatItsCopyEngineTakes) {
       const std::string kernel(last_kernel());
       EXPECT_THAT(kernel, HasSubstr(C == 8 ? "::" + of_8 : of_7));
     };
-    backend.conv2d(x, weight, {}, {1, 1}, out);
+    backend.conv2d(x, weight, {}, {}, {1, 1}, out);
     expect_kernel("conv<", "::conv<");  // x with an eighth channel of zeros
     backend.conv2d_backward_input(out, weight, {1, 1}, x);
     expect_kernel("conv<", "wmma_product");

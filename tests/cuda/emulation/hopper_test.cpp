@@ -75,7 +75,8 @@ __global__ void products(bool gives_back, float* out) {
   Stage& tiles = stage();
   uint64_t barrier;
   if (threadIdx.x == 0) init_barrier(&barrier, 1);
-  for (int i = threadIdx.x; i < Tile::kRows * kDepth; i += blockDim.x) tiles.a[i] = tiles.b[i] = 1.0F;
+  for (int i = threadIdx.x; i < Tile::kRows * kDepth; i += blockDim.x)
+    tiles.a[i] = tiles.b[i] = 1.0F;
   __syncthreads();
   float sum[64] = {};
   multiply<false, false>(sum, descriptor<Layout::kAlongK>(tiles.a, 0, 0),
