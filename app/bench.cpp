@@ -250,8 +250,9 @@ int bench_command(const std::vector<std::string>& arguments) {
   const Device device = find_device(flags.device);
   use_precision(flags.precision, device);
 
-  const std::function<void()> step =
+  const std::function<void()> work =
       flags.mode == "train" ? training_step(settings, device) : sampling_step(settings, device);
+  const auto step = [&] { backend(device).launch_together(work); };
   const double first_ms = milliseconds(step, device);
   step();
   const double operations = product_operations(step, device);

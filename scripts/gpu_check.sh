@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # On a machine with an NVIDIA GPU and nvcc: builds for that GPU, runs all CUDA tests on it (they compare
-# with formulas and with the CPU backend), compute-sanitizer over a step of training, and the
-# benchmarks. Ends with a table, which it also writes to build/gpu/report.md. Needs no network.
+# with formulas and with the CPU backend), compute-sanitizer over steps of training, and the benchmarks,
+# against PyTorch where python3 has one for this GPU. Ends with tables, which it also writes to
+# build/gpu/report.md. Needs no network.
 #   scripts/gpu_check.sh               all of it; stops after 8 minutes
 #   scripts/gpu_check.sh --pack        on a Debian machine with network: puts the packages that the build
 #                                      needs into build/gpu_packages/, to be copied to one without; found
@@ -81,12 +82,22 @@ print_report() {
   echo "| total | $SECONDS | $($failed && echo FAILED || echo ok) |"
 }
 
+# PyTorch compiles for minutes: it does so while we do. Then its processes wait for the file `turn`.
+peers= turn="$build/turn"
+rm -f "$turn" "$build/compare.json"
+if [[ "${1:-}" != --build-only ]] && python3 -c 'import torch; torch.zeros(1, device="cuda")' 2>/dev/null; then
+  python3 bench/compare.py --mutilde "$build/app/mutilde" --python python3 --device cuda --precision bf16 \
+    --presets cifar,small --when "$turn" --json "$build/compare.json" >"$build/peers.log" 2>&1 &
+  peers=$!
+  trap 'kill $peers 2>/dev/null' EXIT
+fi
+
 generator=()
 command -v ninja >/dev/null && generator=(-G Ninja)
 stage configure 60 cmake -S . -B "$build" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DMUTILDE_CUDA=nvcc \
   "-DCMAKE_CUDA_COMPILER=$(command -v nvcc)" -DMUTILDE_TUTORIALS=OFF "${targets[@]}"
 if ! $failed; then
-  stage build "$deadline" cmake --build "$build" -j "$jobs" --target cuda_tests cuda_bench
+  stage build "$deadline" cmake --build "$build" -j "$jobs" --target cuda_tests cuda_bench mutilde_app
 fi
 if [[ "${1:-}" == --build-only ]]; then
   print_report
@@ -95,8 +106,8 @@ if [[ "${1:-}" == --build-only ]]; then
 fi
 if ! $failed; then
   stage tests 120 "$build/tests/cuda/cuda_tests" --gtest_brief=1
-  # A tiny network with all parts of the real one; and products of each rung of the ladder.
-  step=--gtest_filter=CudaTrainer.AStepIsTheCpus
+  # A tiny network with all parts of the real one, in both precisions; and products of each rung of the ladder.
+  step=--gtest_filter=CudaTrainer.AStep*
   if command -v compute-sanitizer >/dev/null; then
     stage memcheck 90 compute-sanitizer --error-exitcode 1 "$build/tests/cuda/cuda_tests" "$step:CudaRungs.*"
     stage racecheck 90 compute-sanitizer --tool racecheck --error-exitcode 1 "$build/tests/cuda/cuda_tests" \
@@ -104,14 +115,23 @@ if ! $failed; then
   else
     summary+=("| memcheck, racecheck | 0 | left out: there is no compute-sanitizer |")
   fi
-  stage benchmarks 120 "$build/bench/cuda_bench"
+  if [[ -n "$peers" ]]; then
+    touch "$turn"
+    stage compare 200 bash -c "tail --pid=$peers -f /dev/null; cat $build/peers.log; test -s $build/compare.json"
+    stage layers 90 python3 bench/cuda_layers.py "$build/bench/cuda_bench"
+  else
+    summary+=("| compare, layers | 0 | left out: python3 has no PyTorch for this GPU |")
+  fi
+  stage ladder 90 "$build/bench/cuda_bench"
 fi
 
 {
   echo "# $gpu, $(nvcc --version | grep -o 'V[0-9.]*$'), $(date -I)"
   print_report
-  echo
-  cat "$build/benchmarks.log" 2>/dev/null
+  for log in compare layers ladder; do
+    echo
+    grep -vE '^$' "$build/$log.log" 2>/dev/null
+  done
 } >"$report"
 echo
 cat "$report"
