@@ -96,6 +96,7 @@ struct AdamWBuffers {
   View param, first_moment, second_moment;
   ConstView grad;
   std::span<const View> ema;
+  View in_bfloat16 = {};  // a copy of param, to be one again after the step; or absent
 };
 
 /// Where random numbers come from: element i of a draw depends on (seed, stream, offset + i) alone.

@@ -134,17 +134,18 @@ void Tensor::copy_(const Tensor& from) const {
   }
   const Tensor local = from.detach().to(device());
   backend(*this).copy(local.raw(), raw(), bytes());
-  touch();
+  storage_->in_bfloat16 = {};
 }
 
-void Tensor::touch() const { storage_->in_bfloat16 = {}; }
+bool Tensor::has_bfloat16_copy() const {
+  return bytes() == storage_->bytes && storage_->in_bfloat16.defined();
+}
 
 Tensor Tensor::in_bfloat16() const {
-  const NoGrad no_grad;
-  const bool is_whole = bytes() == storage_->bytes;
-  if (!is_whole || !storage_->in_bfloat16.defined()) {
+  if (!has_bfloat16_copy()) {
+    const NoGrad no_grad;
     const Tensor copy = detach().to(DType::kBFloat16);
-    if (!is_whole) return copy;
+    if (bytes() != storage_->bytes) return copy;  // of a part nothing is kept
     storage_->in_bfloat16 = copy;
   }
   return view_of(storage_->in_bfloat16, shape_, 0);

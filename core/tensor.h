@@ -76,11 +76,10 @@ class Tensor {
   Tensor clone() const;   // a copy of the data, outside the graph
   /// Overwrites the elements (same shape and dtype, any device). Not recorded by autograd.
   void copy_(const Tensor& from) const;
-  /// A copy in bfloat16, outside the graph. It is kept with the storage until the elements change: a parameter's
-  /// many products share one.
+  /// A copy in bfloat16, outside the graph. It is kept with the storage until copy_() changes the elements: a
+  /// parameter's many products share one. What else writes to a parameter (AdamW) writes to it too.
   Tensor in_bfloat16() const;
-  /// Says that the elements of a parameter were changed by something other than copy_().
-  void touch() const;
+  bool has_bfloat16_copy() const;
   /// True if no other tensor shares the storage.
   bool unique() const { return storage_.use_count() == 1; }
 

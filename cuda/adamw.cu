@@ -81,7 +81,8 @@ struct Coefficients {
 template <class T>
 struct Parameter {
   T *param, *m, *v;
-  const T* grad;  // null: none, only the averages move
+  const T* grad;               // null: none, only the averages move
+  __nv_bfloat16* in_bfloat16;  // or null
   int64_t numel;
 };
 
@@ -137,6 +138,8 @@ __global__ void adamw_step(const __grid_constant__ AllParameters<T> all,
         p.m[i] = m[j];
         p.v[i] = v[j];
         p.param[i] = param[j];
+        if (p.in_bfloat16 != nullptr)
+          p.in_bfloat16[i] = __float2bfloat16_rn(static_cast<float>(param[j]));
       });
     }
     for (int e = 0; e < all.averages; ++e) {
@@ -191,7 +194,7 @@ void launch_adamw(Backend& backend, std::span<const AdamWBuffers> all, const Ada
     append_chunks(chunks, static_cast<int64_t>(parameters.size()), buffers.param.numel());
     parameters.push_back({buffers.param.as<T>(), buffers.first_moment.as<T>(),
                           buffers.second_moment.as<T>(), buffers.grad.as<T>(),
-                          buffers.param.numel()});
+                          buffers.in_bfloat16.as<__nv_bfloat16>(), buffers.param.numel()});
     for (const View& average : buffers.ema) ema.push_back(average.as<T>());
   }
   for (const double rate : ema_rates) rest.push_back(1 - rate);

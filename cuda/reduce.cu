@@ -115,6 +115,23 @@ __global__ void column_sums(int64_t rows, int64_t chunk, const Pack<X, width>* x
   out[int64_t{blockIdx.x} * blockDim.x + threadIdx.x] = sum;
 }
 
+/// The same of few rows, those of the chunks: a block for 32 columns, each of its 32 rows of threads for every
+/// 32nd row.
+template <class T>
+__global__ void sum_chunks_of_columns(int chunks, int64_t columns, const T* x, T* out) {
+  __shared__ T of_row[32][33];
+  const int64_t column = int64_t{blockIdx.x} * 32 + threadIdx.x;
+  T sum = 0;
+  if (column < columns) {
+    for (int row = threadIdx.y; row < chunks; row += 32) sum += x[row * columns + column];
+  }
+  of_row[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y != 0 || column >= columns) return;
+  for (int row = 1; row < 32; ++row) sum += of_row[row][threadIdx.x];
+  out[column] = sum;
+}
+
 /// Returns false where x is no such matrix.
 template <class X, class T>
 bool sum_columns(Backend& backend, int64_t rows, int64_t columns, const X* x, T* out) {
@@ -125,25 +142,26 @@ bool sum_columns(Backend& backend, int64_t rows, int64_t columns, const X* x, T*
       !is_aligned(out, sizeof(T) * kWidth))
     return false;
   const int64_t block_rows = kBlockThreads / packs;
-  const int64_t chunks = std::clamp<int64_t>(rows / (block_rows * kRowsPerThread), 1, kMaxChunks);
-  const auto sum = [&](auto from, int64_t n, int64_t of, T* to) {
-    using From = std::remove_const_t<std::remove_pointer_t<decltype(from)>>;
-    using Packs = const Pack<From, kWidth>*;
-    launch<column_sums<From, kWidth>>(
-        {.grid = static_cast<unsigned>(ceil_div(n, of)),
+  const int64_t chunk = std::max(block_rows * kRowsPerThread, ceil_div<int64_t>(rows, kMaxChunks));
+  const int64_t chunks = ceil_div(rows, chunk);
+  const auto sum = [&](T* to) {
+    launch<column_sums<X, kWidth>>(
+        {.grid = static_cast<unsigned>(chunks),
          .block = {static_cast<unsigned>(packs), static_cast<unsigned>(block_rows)},
          .shared_bytes = static_cast<size_t>(block_rows * columns) * sizeof(T)},
-        n, of, reinterpret_cast<Packs>(from), reinterpret_cast<Pack<T, kWidth>*>(to));
+        rows, chunk, reinterpret_cast<const Pack<X, kWidth>*>(x),
+        reinterpret_cast<Pack<T, kWidth>*>(to));
   };
-  const int64_t chunk = ceil_div(rows, chunks);
   if (chunks == 1) {
-    sum(x, rows, rows, out);
-  } else {
-    const Buffer<T> partial(backend, chunks * columns);
-    sum(x, rows, chunk, partial.data());
-    const T* sums = partial.data();
-    sum(sums, ceil_div(rows, chunk), chunks, out);
+    sum(out);
+    return true;
   }
+  const Buffer<T> partial(backend, chunks * columns);
+  sum(partial.data());
+  const T* sums = partial.data();
+  launch<sum_chunks_of_columns<T>>(
+      {.grid = static_cast<unsigned>(ceil_div<int64_t>(columns, 32)), .block = {32, 32}},
+      static_cast<int>(chunks), columns, sums, out);
   return true;
 }
 

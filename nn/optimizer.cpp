@@ -55,11 +55,12 @@ void AdamW::step(double lr, const Tensor& only_if_finite, double grad_scale) {
     const std::span<const View> of_parameter(averages.data() + averages.size(), emas_.size());
     for (const auto& ema : emas_) averages.push_back(ema[i].value);
     const Tensor& value = parameters_[i].value;
-    buffers.push_back({value, first_moments_[i].value, second_moments_[i].value, {}, of_parameter});
+    buffers.push_back(
+        {value, first_moments_[i].value, second_moments_[i].value, {}, of_parameter, {}});
     if (const Tensor grad = value.grad(); grad.defined()) buffers.back().grad = grad;
+    if (value.has_bfloat16_copy()) buffers.back().in_bfloat16 = value.in_bfloat16();
   }
   if (!parameters_.empty()) backend(parameters_.front().value).adamw(buffers, step, rates);
-  for (const NamedParameter& parameter : parameters_) parameter.value.touch();
   step_count_ = count;
 }
 

@@ -9,6 +9,7 @@
 #include "core/ops/ops.h"
 #include "core/precision.h"
 #include "cuda/devices.h"
+#include "nn/optimizer.h"
 
 namespace mutilde {
 namespace {
@@ -125,6 +126,35 @@ TEST(CudaBfloat16, SumsOfColumnsAreOfFloat32) {
         "bias", {{{rows, C}}, {{8, C}, false}, {{8}, false}}, static_cast<double>(rows * 2 + C),
         [](const auto& x) { return linear(x[0], x[1], x[2]); }, 4);
   }
+}
+
+/// All elements of a parameter's copy are its own, rounded.
+void expect_true_copy(const Tensor& parameter) {
+  const Tensor rounded = parameter.detach().to(DType::kBFloat16);
+  EXPECT_EQ(parameter.in_bfloat16().to_vector<float>(), rounded.to_vector<float>());
+}
+
+TEST(CudaBfloat16, AParametersCopyFollowsIt) {
+  use_cuda();
+  const Tensor values = uniform({3, 5}, -1, 1, 1).to(DType::kFloat32).to(Device::cuda());
+  AdamW optimizer({{"weight", values.clone().set_requires_grad(true), {}}}, AdamWOptions{});
+  const Tensor weight = optimizer.parameters().front().value;
+  EXPECT_FALSE(weight.has_bfloat16_copy());
+  expect_true_copy(weight);
+  EXPECT_TRUE(weight.has_bfloat16_copy());
+  const void* place = weight.in_bfloat16().raw();
+  weight.set_grad(uniform({3, 5}, -1, 1, 2).to(DType::kFloat32).to(Device::cuda()));
+  const std::vector<float> before = weight.in_bfloat16().to_vector<float>();
+  optimizer.step(0.3);  // writes the copy too
+  EXPECT_EQ(weight.in_bfloat16().raw(), place);
+  EXPECT_NE(weight.in_bfloat16().to_vector<float>(), before);
+  expect_true_copy(weight);
+  weight.copy_(values);
+  EXPECT_FALSE(weight.has_bfloat16_copy());
+  expect_true_copy(weight);
+  // Of a part there is none to keep; a view of the whole shares it.
+  expect_true_copy(weight.detach().slice(1, 3));
+  EXPECT_EQ(weight.detach().reshape({15}).in_bfloat16().raw(), weight.in_bfloat16().raw());
 }
 
 TEST(CudaBfloat16, TheCpuRefusesIt) {
