@@ -398,7 +398,8 @@ class Site:
             shutil.copytree(self.playground, out / "playground")
             index = out / "playground" / "index.html"
             text = index.read_text("utf-8").replace('id="site" hidden', 'id="site"')
-            text = re.sub(r"<(figcaption|dt)>.*?</\1>", lambda part: self.markup.link_equations(part[0]), text, flags=re.S)
+            text = re.sub(r"<(figcaption|dt)>.*?</\1>", lambda part: self.markup.link_equations(part[0]), text,
+                          flags=re.S)
             index.write_text(text.replace('href="/', 'href="../'), encoding="utf-8")
 
 

@@ -150,6 +150,10 @@ class Builder(unittest.TestCase):
         self.assertNotIn("size_", "".join(code for _, _, code in rows))
         self.assertEqual(cpp.tutorial_rows(FILES["tutorials/01_a.cpp"])[0][1:], (8, "int main() {}"))
 
+    def test_takes_the_lines_around_a_tag_within_a_definition(self):
+        code = "void f() {\n  a();\n\n  for (;;) {\n    b();  // Eq. 10.\n    c();\n  }\n  d();\n}"
+        self.assertEqual(cpp.tagged_paragraph(20, code, "10"), (24, 24, "b();  // Eq. 10.\nc();"))
+
     def test_reads_equation_tags(self):
         self.assertEqual(cpp.tagged_equations("Eq. 4-6 and 14, eq. DDIM 12; eq. 9, and two more"),
                          {"4", "5", "6", "14", "DDIM 12", "9"})
@@ -177,6 +181,8 @@ class Check(unittest.TestCase):
         self.assertEqual(self.problems(index=linked, playground__index=back), [])
         self.assertEqual(len(self.problems(playground__index=back)), 1)
         self.assertEqual(len(self.problems(index=linked, playground__index="<h1>Alone</h1>")), 1)
+        dead = back + '<a href="../equations.html#eq-12">'
+        self.assertEqual(len(self.problems(index=linked, playground__index=dead)), 1)
 
     def test_rejects_an_equation_away_from_home_or_code_and_a_tag_without_an_equation(self):
         self.assertEqual(self.problems(equations=PAGES["equations.html"] + '<h2 id="eq-12">Eq. 12</h2>'),
