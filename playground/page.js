@@ -57,10 +57,10 @@ class Engine {
 
 // ---- pictures and numbers
 
-/** 0.0312, 12.4, 2.03e+4 */
+/** 0.000994, 12.4, 20300, 2.38e-7 */
 function short(x) {
   if (x === 0) return "0";
-  return Math.abs(x) >= 1e-3 && Math.abs(x) < 1e5 ? String(Number(x.toPrecision(3))) : x.toExponential(2);
+  return Math.abs(x) >= 1e-4 && Math.abs(x) < 1e5 ? String(Number(x.toPrecision(3))) : x.toExponential(2);
 }
 const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 2 : 1)} %`;
 
@@ -389,7 +389,7 @@ async function main() {
     setText("model", `A UNet of ${(model.parameters / 1e6).toFixed(2)} million weights, trained for ` +
       `${model.step.toLocaleString("en")} steps on Fashion-MNIST with the ${model.schedule} schedule. What it is ` +
       `shown beside x_t is how noisy that is, as a t of the ${model.schedule} schedule; on another one each step ` +
-      "shows it the t of nearest alpha_bar_t, where by eq. 8 x_t has the same distribution.");
+      "shows it the t of nearest alpha_bar_t, where by eq.\u00a08 x_t has the same distribution.");
     const forward = new Forward(engine), sampler = new Sampler(engine, model);
     await forward.update();
     setText("status", `Ready, ${(performance.now() / 1000).toFixed(1)} s after the page was opened.`);

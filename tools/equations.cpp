@@ -186,6 +186,13 @@ void check_tags(const std::set<std::string>& ids, const fs::path& root,
   }
 }
 
+/// An entry of an equation's list, on two lines if one would be longer than the other pages' are.
+std::string list_entry(const std::string& kind, const std::string& name, const std::string& file) {
+  const std::string what = "- " + kind + ": `" + name + "`",
+                    where = "in [" + file + "](../" + file + ")";
+  return what + (what.size() + 1 + where.size() > 110 ? "\n  " : " ") + where + "\n";
+}
+
 }  // namespace
 
 std::vector<Equation> read_equations(const fs::path& root) {
@@ -215,7 +222,7 @@ std::string render_page(const std::vector<Equation>& equations, const fs::path& 
           "Probabilistic Models* ([arXiv 2102.09672](https://arxiv.org/abs/2102.09672)), "
           "DDIM's as in Song, Meng\nand Ermon, *Denoising Diffusion Implicit Models*\n"
           "([arXiv 2010.02502](https://arxiv.org/abs/2010.02502)), in the first paper's symbols. "
-          "The papers count t from\n1, the code from 0. "
+          "The papers count $t$\nfrom 1, the code from 0. "
           "Search the code for `Eq. 11` to find the line that implements equation 11.\n";
   for (const Equation& equation : equations) {
     page << "\n## Eq. " << equation.id << "\n\n"
@@ -223,12 +230,11 @@ std::string render_page(const std::vector<Equation>& equations, const fs::path& 
          << equation.latex << "\n```\n\n";
     if (!equation.note.empty()) page << equation.note << "\n\n";
     for (const auto& [name, file] : equation.functions) {
-      page << "- Code: `" << name << "` in [" << file << "](../" << file << ")\n";
+      page << list_entry("Code", name, file);
     }
     for (const std::string& test : equation.tests) {
       const auto found = tests.find(test);
-      const std::string file = found == tests.end() ? "?" : found->second;
-      page << "- Test: `" << test << "` in [" << file << "](../" << file << ")\n";
+      page << list_entry("Test", test, found == tests.end() ? "?" : found->second);
     }
   }
   return page.str();

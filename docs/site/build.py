@@ -160,7 +160,7 @@ class Site:
 
     def equation_row(self, equation, level=2):
         """An equation beside the code that implements it."""
-        identifier, facts, listing = equation["id"], defaultdict(str), ""
+        identifier, facts, listings = equation["id"], defaultdict(str), ""
         where = f"docs/equations.toml: Eq. {identifier}"
         for function in equation["functions"]:
             name, path = function["name"], function["file"]
@@ -171,10 +171,11 @@ class Site:
                 self.markup.problems.append(f"{where}: {path} does not define {name} with the tag")
                 continue
             line, first, code = tagged[0]
+            if identifier not in cpp.tagged_equations("\n".join(code.splitlines()[:line - first])):
+                line, first, code = cpp.tagged_paragraph(first, code, identifier)
             name = f"<code>{escape(name)}</code> {path}:{line}"
             facts["Code"] += f'<dd>{link(f"/code/{path}.html#L{line}", name)}</dd>'
-            if not listing and code.count("\n") < 45:
-                listing = self.markup.listing(path, first, code)
+            listings += self.markup.listing(path, first, code)
         for test in equation["tests"]:
             if place := self.sources.find(test):
                 facts["Proved by"] += f'<dd>{link(self.sources.line(place), f"<code>{test}</code>")}</dd>'
@@ -186,13 +187,13 @@ class Site:
         else:
             self.markup.problems.append(f"{where}: no tutorial derives it")
         anchor = equation_anchor(identifier)
-        title = self.markup.inline(re.sub(r"\b\w_\w\b", r"$\g<0>$", equation["title"]), where)
+        title = self.markup.inline(equation["title"], where)
         facts = "".join(f"<dt>{label}</dt>{values}" for label, values in facts.items())
-        return (f'<section class="row equation short-code"><div class="prose"><h{level} id="{anchor}">'
+        return (f'<section class="row equation"><div class="prose"><h{level} id="{anchor}">'
                 f'<span class="number">Eq. {identifier}</span> {title}</h{level}>'
                 + self.markup.math(equation["latex"], True, where)
                 + self.markup.markdown(equation.get("note", ""), where)
-                + f'<dl>{facts}</dl></div>{listing}</section>')
+                + f'<dl>{facts}</dl></div><div class="listings">{listings}</div></section>')
 
     def chips(self):
         identifiers = [equation["id"] for equation in self.sources.equations]
@@ -209,8 +210,9 @@ class Site:
                       f'<div class="lead">{intro}</div>{self.chips()}{rows}', "rows"))
         for equation in self.sources.equations:
             names = " ".join(function["name"] for function in equation["functions"])
-            self.index(f"Eq. {equation['id']}: {equation['title']}", self.sources.equation(equation["id"])[1:],
-                       "equation", f"{names} {equation.get('note', '')}")
+            title = equation["title"].replace("$", "")
+            self.index(f"Eq. {equation['id']}: {title}", self.sources.equation(equation["id"])[1:], "equation",
+                       f"{names} {equation.get('note', '')}")
 
     # The reference.
 
@@ -395,7 +397,10 @@ class Site:
         if self.playground:
             shutil.copytree(self.playground, out / "playground")
             index = out / "playground" / "index.html"
-            index.write_text(index.read_text("utf-8").replace('id="site" hidden', 'id="site"'), encoding="utf-8")
+            text = index.read_text("utf-8").replace('id="site" hidden', 'id="site"')
+            text = re.sub(r"<(figcaption|dt)>.*?</\1>", lambda part: self.markup.link_equations(part[0]), text,
+                          flags=re.S)
+            index.write_text(text.replace('href="/', 'href="../'), encoding="utf-8")
 
 
 def main():

@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """Checks the site that build.py wrote: links, leftover LaTeX, requests to other hosts, equations tagged in the sources
-but not in the map or the other way round; and where Chromium is installed, that no page is wider than a telephone or a
-desktop window, mathematics shows, text has contrast, light and dark, and the search leads from a function to its
-equation.
+but not in the map or the other way round, and that two clicks lead from home to an equation's code; and where Chromium
+is installed, that no page is wider than a telephone or a desktop window, mathematics shows, text has contrast, light
+and dark, and one search leads from a number or a function to its equation.
 
     check.py SITE [--screenshots DIR]
 """
@@ -61,9 +61,9 @@ class Reader(html.parser.HTMLParser):
 def check_files(site):
     """One line for each fault that the files themselves show."""
     site = pathlib.Path(site)
-    pages = {path.relative_to(site).as_posix(): Reader(path.read_text("utf-8")) for path in sorted(site.rglob("*.html"))
-             if path.relative_to(site).parts[0] != "playground"}
-    problems, referred = [], set()
+    pages = {path.relative_to(site).as_posix(): Reader(path.read_text("utf-8"))
+             for path in sorted(site.rglob("*.html"))}
+    problems = []
     for url, page in pages.items():
         for link in page.links + page.loads:
             if EXTERNAL.match(link):
@@ -78,23 +78,25 @@ def check_files(site):
                 problems.append(f"{url}: dead link {link}")
             elif anchor and target in pages and anchor not in pages[target].ids:
                 problems.append(f"{url}: dead anchor {link}")
-            if url.startswith("code/") and target == "equations.html":
-                referred.add(anchor)
         problems += [f"{url}: raw LaTeX: {found[0]}" for text in page.text if (found := RAW_LATEX.search(text))]
         if TAGGED.match(url):
             problems += [f"{url}: {found[0]} is not in the map"
                          for text in page.unlinked if (found := re.search(r"\bEq\. (?:DDIM )?\d+", text))]
     if "equations.html" not in pages:
         return problems + ["there is no equations.html"]
-    mapped = {name for name in pages["equations.html"].ids if name.startswith("eq-")}
-    problems += [f"equations.html: no source refers to {name}" for name in sorted(mapped - referred)]
+    mapped = []
+    for entry in re.split(r'(?= id="eq-)', (site / "equations.html").read_text("utf-8"))[1:]:
+        mapped.append(entry.split('"')[1])
+        codes = {pages[path] for path in re.findall(r'href="(code/(?!tests/)[^"#]+)#L', entry) if path in pages}
+        if not any(link.endswith(f"equations.html#{mapped[-1]}") for code in codes for link in code.links):
+            problems.append(f"equations.html: {mapped[-1]} leads to no code that leads back")
     home = pages["index.html"].links if "index.html" in pages else []
     if (playground := site / "playground/index.html").is_file():
         if "playground/index.html" not in home:
             problems.append("index.html: no link to the playground")
         if '<nav id="site"><a href="../index.html">' not in playground.read_text("utf-8"):
             problems.append("playground/index.html: no link back")
-    problems += [f"index.html: no link to {name}" for name in sorted(mapped) if f"equations.html#{name}" not in home]
+    problems += [f"index.html: no link to {name}" for name in mapped if f"equations.html#{name}" not in home]
     for sheet in site.glob("assets/*.css"):
         urls = re.findall(r"url\(((?:https?:)?//[^)]*)\)", sheet.read_text("utf-8"))
         problems += [f"{sheet.name}: loads {url} from another host" for url in urls]
@@ -169,16 +171,21 @@ class Browser:
 
 
 def check_search(browser, site):
-    """Whether who searches for a function of the equation map finds its equation."""
+    """Whether who searches for an equation's number gets it first, and for one of its functions gets it too."""
+    def search(text):
+        return browser.evaluate(
+            f"(async () => {{ input.value = {json.dumps(text)}; await search(); "
+            "return [...results.querySelectorAll('a')].map((link) => link.getAttribute('href')); })()")
     browser.show(site / "index.html")
     map_page = (site / "equations.html").read_text("utf-8")
     for section in re.findall(r'<section class="row equation.*?</section>', map_page, re.S):
         anchor = re.search(r'id="([^"]+)"', section)[1]
+        number = re.search(r'class="number">([^<]+)<', section)[1]
+        for words in (number, number.replace("Eq.", "equation")):
+            if search(words)[:1] != [f"equations.html#{anchor}"]:
+                yield f"a search for {words} does not begin with equations.html#{anchor}"
         for name in re.findall(r'<dd><a href="code/(?!tests)[^"]+"><code>([^<]+)</code>', section):
-            found = browser.evaluate(
-                f"(async () => {{ input.value = {json.dumps(name)}; await search(); "
-                "return [...results.querySelectorAll('a')].map((link) => link.getAttribute('href')); })()")
-            if f"equations.html#{anchor}" not in found:
+            if f"equations.html#{anchor}" not in search(name):
                 yield f"a search for {name} does not find equations.html#{anchor}"
 
 

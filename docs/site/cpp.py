@@ -2,6 +2,7 @@
 import functools
 import html
 import re
+import textwrap
 from typing import NamedTuple
 
 from pygments.lexers import get_lexer_by_name
@@ -94,6 +95,20 @@ def excerpt(text, line):
     while not lines[last].startswith("}") and not (last == line - 1 and lines[last].endswith("}")):
         last += 1
     return first + 1, "\n".join(lines[first:last + 1])
+
+
+def tagged_paragraph(first, code, identifier):
+    """Of a definition with the equation's tag in it and not above, the lines around it of its depth or deeper, up to an
+    empty one: the tag's line number, the first line's, text."""
+    lines = code.splitlines()
+    tag = next(at for at, line in enumerate(lines) if identifier in tagged_equations(line))
+    depth = re.match(" *", lines[tag])[0]
+    start, end = tag, tag + 1
+    while lines[start - 1].startswith(depth) and lines[start - 1].strip():
+        start -= 1
+    while lines[end].startswith(depth) and lines[end].strip():
+        end += 1
+    return first + tag, first + start, textwrap.dedent("\n".join(lines[start:end]))
 
 
 def tagged_equations(text):

@@ -75,8 +75,10 @@ class Markup:
 
     def highlight(self, text, path):
         """Code of a file, line by line; a call or a type leads to its definition in the library or in the same file."""
+        local = set(re.findall(r"\bauto (\w+) = ", text))
+
         def definition(name, is_call):
-            place = self.sources.find(name) if is_call or name[:1].isupper() else None
+            place = self.sources.find(name) if (is_call or name[:1].isupper()) and name not in local else None
             near = (path, "tutorials/tutorial.", *LIBRARY_FOLDERS)
             if place and place[1].kind in ("function", "type") and place[0].startswith(near):
                 return self.sources.line(place)
@@ -93,7 +95,8 @@ class Markup:
         address, exists = self.sources.resolve(text, where)
         if not exists:
             self.problems.append(f"{where}: `{text}` names nothing that exists")
-        code = f"<code>{escape(text)}</code>"
+        breakable = re.sub("(::|[_/])(?=.)", r"\1<wbr>", escape(text))  # in a table
+        code = f"<code>{breakable}</code>"
         return link(address, code) if address else code
 
     def block(self, language, body, where):
@@ -152,11 +155,14 @@ class Markup:
         return self.markdown(re.sub(r"\A(<!--.*?-->\s*)?# .*\n", "", self.sources.text[path]), path)
 
     def link_equations(self, markup):
-        """Links `eq. 11` in running text: not in code, links, headings or strong words."""
+        """Links `eq. 11` and `tutorial 8` in running text: not in code, links, headings or strong words."""
+        def tutorial(match):
+            name = next((name for name in self.sources.tutorials if int(name[:2]) == int(match[1])), None)
+            return link(f"/tutorials/{name}.html", match[0]) if name else match[0]
         parts = re.split(r"(<(a|code|pre|strong|h\d)\b.*?</\2>|<[^>]*>)", markup, flags=re.S)
         # Of each three parts the first is text, the second what stands between, the third the second's tag.
-        return "".join(cpp.link_equations(part, self.sources.equation) if at % 3 == 0 else part
-                       for at, part in enumerate(parts) if at % 3 != 2)
+        return "".join(re.sub(r"\b[Tt]utorial (\d+)\b", tutorial, cpp.link_equations(part, self.sources.equation))
+                       if at % 3 == 0 else part for at, part in enumerate(parts) if at % 3 != 2)
 
     def target(self, href, where):
         """The address of what a link names, relative to its file."""

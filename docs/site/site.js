@@ -51,7 +51,9 @@ function score(entry, query, terms) {
     else return -1;
   }
   if (entry.kind === "equation" && entry.all.includes(query)) sum += 12;
-  return entry.title.toLowerCase() === query ? sum + 20 : sum;
+  // An equation's title is its number, then words.
+  const title = entry.kind === "equation" ? entry.titleWords.slice(0, terms.length) : entry.titleWords;
+  return title.join(" ") === terms.join(" ") ? sum + 20 : sum;
 }
 
 async function search() {

@@ -64,7 +64,7 @@ int main() {}
 }
 GOOD = """\
 `double_it`, `Net::forward()`, `core/op.h`, `op.cpp`, `core/`, `--fast`, `[N, C]`, [the op](../core/op.cpp),
-eq. 11, $x_0$
+eq. 11, $x_0$, tutorial 1
 
 ```text
 it prints 1 and 2.50%
@@ -127,7 +127,7 @@ class Builder(unittest.TestCase):
         out, problems = self.html(GOOD)
         self.assertEqual(problems, [])
         for address in ("/code/core/op.cpp.html#L6", "/code/core/op.cpp.html#L10", "/code/core/op.h.html",
-                        "/code/index.html#core", "/equations.html#eq-11"):
+                        "/code/index.html#core", "/equations.html#eq-11", "/tutorials/01_a.html"):
             self.assertIn(f'href="{address}"', out)
         self.assertIn('class="katex"', out)
         self.assertNotIn("$", out)
@@ -149,6 +149,10 @@ class Builder(unittest.TestCase):
         self.assertEqual([prose[-1:] for prose, _, _ in rows], [["x: [N, C]."], [], ["Runs it."]])
         self.assertNotIn("size_", "".join(code for _, _, code in rows))
         self.assertEqual(cpp.tutorial_rows(FILES["tutorials/01_a.cpp"])[0][1:], (8, "int main() {}"))
+
+    def test_takes_the_lines_around_a_tag_within_a_definition(self):
+        code = "void f() {\n  a();\n\n  for (;;) {\n    b();  // Eq. 10.\n    c();\n  }\n  d();\n}"
+        self.assertEqual(cpp.tagged_paragraph(20, code, "10"), (24, 24, "b();  // Eq. 10.\nc();"))
 
     def test_reads_equation_tags(self):
         self.assertEqual(cpp.tagged_equations("Eq. 4-6 and 14, eq. DDIM 12; eq. 9, and two more"),
@@ -177,10 +181,17 @@ class Check(unittest.TestCase):
         self.assertEqual(self.problems(index=linked, playground__index=back), [])
         self.assertEqual(len(self.problems(playground__index=back)), 1)
         self.assertEqual(len(self.problems(index=linked, playground__index="<h1>Alone</h1>")), 1)
+        dead = back + '<a href="../equations.html#eq-12">'
+        self.assertEqual(len(self.problems(index=linked, playground__index=dead)), 1)
 
-    def test_rejects_an_equation_that_no_source_tags_and_a_tag_without_an_equation(self):
-        self.assertEqual(self.problems(equations='<h2 id="eq-11">Eq. 11</h2><h2 id="eq-12">Eq. 12</h2>'), 
-                         ["equations.html: no source refers to eq-12", "index.html: no link to eq-12"])
+    def test_rejects_an_equation_away_from_home_or_code_and_a_tag_without_an_equation(self):
+        self.assertEqual(self.problems(equations=PAGES["equations.html"] + '<h2 id="eq-12">Eq. 12</h2>'),
+                         ["equations.html: eq-12 leads to no code that leads back", "index.html: no link to eq-12"])
+        for unlinked in (PAGES["equations.html"].replace("code/core/op.cpp.html#L5", "index.html"),
+                         PAGES["equations.html"].replace("code/core", "code/tests")):
+            with self.subTest(unlinked):
+                pages = {"equations": unlinked, "code__tests__op.cpp": PAGES["code/core/op.cpp.html"]}
+                self.assertEqual(self.problems(**pages), ["equations.html: eq-11 leads to no code that leads back"])
         self.assertEqual(self.problems(code__core__other="<pre>// Eq. 20.</pre>"),
                          ["code/core/other.html: Eq. 20 is not in the map"])
 
