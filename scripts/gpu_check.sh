@@ -106,6 +106,14 @@ if [[ "${1:-}" == --build-only ]]; then
 fi
 if ! $failed; then
   stage tests 120 "$build/tests/cuda/cuda_tests" --gtest_brief=1
+  if [[ -n "$peers" ]]; then
+    touch "$turn"
+    stage compare 200 bash -c "tail --pid=$peers -f /dev/null; cat $build/peers.log; test -s $build/compare.json"
+    stage layers 90 python3 bench/cuda_layers.py "$build/bench/cuda_bench"
+  else
+    summary+=("| compare, layers | 0 | left out: python3 has no PyTorch for this GPU |")
+  fi
+  stage ladder 90 "$build/bench/cuda_bench"
   # A tiny network with all parts of the real one, in both precisions; and products of each rung of the ladder.
   step=--gtest_filter=CudaTrainer.AStep*
   if command -v compute-sanitizer >/dev/null; then
@@ -115,14 +123,6 @@ if ! $failed; then
   else
     summary+=("| memcheck, racecheck | 0 | left out: there is no compute-sanitizer |")
   fi
-  if [[ -n "$peers" ]]; then
-    touch "$turn"
-    stage compare 200 bash -c "tail --pid=$peers -f /dev/null; cat $build/peers.log; test -s $build/compare.json"
-    stage layers 90 python3 bench/cuda_layers.py "$build/bench/cuda_bench"
-  else
-    summary+=("| compare, layers | 0 | left out: python3 has no PyTorch for this GPU |")
-  fi
-  stage ladder 90 "$build/bench/cuda_bench"
 fi
 
 {
