@@ -39,21 +39,19 @@ constexpr int kWarpRows = 16, kWarps = 4, kTileRows = kWarps * kWarpRows, kThrea
 /// How many columns of logits a warp has at a time in the backward pass, and blocks a multiprocessor: what
 /// the registers are enough for.
 template <int W>
-constexpr int kLogits = W <= 64 ? 32 : 16;
+constexpr int kLogits = W <= 32 ? 32 : 16;
 constexpr int blocks_of(int W, int of_64) { return W <= 64 ? of_64 : 1; }
-constexpr float kLog2E = 1.4426950408889634F;
+constexpr float kLog2E = 1.4426950408889634F, kLn2 = 0.6931471805599453F;
 
 /// Rows of D numbers, `pitch` apart.
 template <class T>
 struct Rows {
   T* data;
-  int64_t pitch;
-  int count, D;
+  int pitch, count, D;
 };
 
 struct Heads {
-  int positions, heads, D;
-  int64_t qkv_pitch, out_pitch;
+  int positions, heads, D, qkv_pitch, out_pitch;
   float scale;  // of logits, D^-1/2
 
   __device__ int tiles() const { return ceil_div(positions, kTileRows); }
@@ -105,12 +103,12 @@ __device__ inline int first_row_of_warp() { return static_cast<int>(threadIdx.x)
 /// Starts the copy of rows first, first + 1, ..., by the whole block.
 template <int W>
 __device__ void load_tile(const Rows<const __nv_bfloat16>& rows, int first, Tile<W>& tile) {
-  constexpr int kPieces = W / 8;
-  const __nv_bfloat16* data = rows.data + first * rows.pitch;
-  for (int i = 0; i < kTileRows * kPieces / kThreads; ++i) {
-    const int piece = i * kThreads + threadIdx.x, row = piece / kPieces, d = piece % kPieces * 8;
-    const bool exists = first + row < rows.count && d < rows.D;
-    copy_async<16>(&tile.rows[row][d], exists ? data + row * rows.pitch + d : rows.data, exists);
+  constexpr int kPieces = W / 8, kRowsAtOnce = kThreads / kPieces;
+  const int thread = threadIdx.x, row = thread / kPieces, d = thread % kPieces * 8;
+  const __nv_bfloat16* from = rows.data + int64_t{first + row} * rows.pitch + d;
+  for (int i = 0; i < kTileRows; i += kRowsAtOnce, from += kRowsAtOnce * rows.pitch) {
+    const bool exists = first + row + i < rows.count && d < rows.D;
+    copy_async<16>(&tile.rows[row + i][d], exists ? from : rows.data, exists);
   }
 }
 
@@ -236,7 +234,7 @@ __device__ void store_own(const Sums<W>& sums, float factor, Tile<W>& tile,
     const int row = warp_row + i / kPieces, d = i % kPieces * 8;
     if (first + row < rows.count && d < rows.D) {
       const __nv_bfloat16* from = &tile.rows[row][d];
-      __nv_bfloat16* to = rows.data + (first + row) * rows.pitch + d;
+      __nv_bfloat16* to = rows.data + int64_t{first + row} * rows.pitch + d;
       *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
     }
   }
@@ -263,24 +261,23 @@ __global__ void __launch_bounds__(kThreads, blocks_of(W, 4))
   load_own(shared.own, q);
 
   const float scale = s.scale * kLog2E;
-  float highest[2] = {-INFINITY, -INFINITY}, total[2] = {};
+  float highest[2] = {-INFINITY, -INFINITY}, total[2] = {};  // of logits as powers of 2
   Sums<W> sums = {};
   for_tiles(s.positions, load, [&](int first, int stage) {
     Sums<kTileRows> weights;
     dots<W, kTileRows>(q, shared.others[stage][0], 0, weights);
     mask<kTileRows>(weights, s.positions - first);
-    float raised[2] = {highest[0], highest[1]}, shift[2], fade[2];
+    float raised[2] = {-INFINITY, -INFINITY}, fade[2];
     for_sums<kTileRows>(weights,
                         [&](float& x, int half, int) { raised[half] = max(raised[half], x); });
     for (int half = 0; half < 2; ++half) {
-      raised[half] = row_max(raised[half]);
-      shift[half] = raised[half] * scale;
-      fade[half] = fast_exp2(highest[half] * scale - shift[half]);
+      raised[half] = max(highest[half], row_max(raised[half]) * scale);
+      fade[half] = fast_exp2(highest[half] - raised[half]);
       highest[half] = raised[half];
       total[half] *= fade[half];
     }
     for_sums<kTileRows>(weights, [&](float& x, int half, int) {
-      x = fast_exp2(x * scale - shift[half]);
+      x = fast_exp2(x * scale - highest[half]);
       total[half] += x;
     });
     for_sums<W>(sums, [&](float& x, int half, int) { x *= fade[half]; });
@@ -293,7 +290,7 @@ __global__ void __launch_bounds__(kThreads, blocks_of(W, 4))
     factor[half] = 1 / total[half];
     const int query = first_own + first_row_of_warp() + half * 8 + lane() / 4;
     if (query < s.positions && lane() % 4 == 0) {
-      s.statistics(log_sum_exp)[query] = highest[half] * s.scale + std::log(total[half]);
+      s.statistics(log_sum_exp)[query] = highest[half] * kLn2 + std::log(total[half]);
     }
   }
   for_sums<W>(sums, [&](float& x, int half, int) { x *= factor[half]; });
@@ -302,7 +299,7 @@ __global__ void __launch_bounds__(kThreads, blocks_of(W, 4))
 
 /// Also leaves delta: [N, heads, T], which the other gradients need.
 template <int W>
-__global__ void __launch_bounds__(kThreads, blocks_of(W, 3))
+__global__ void __launch_bounds__(kThreads, blocks_of(W, 4))
     query_gradients(Heads s, const __nv_bfloat16* qkv, const __nv_bfloat16* out,
                     const float* log_sum_exp, const __nv_bfloat16* dout, __nv_bfloat16* dqkv,
                     float* delta) {
@@ -424,8 +421,8 @@ Heads heads_of(const ConstView& qkv, int64_t heads) {
   return {.positions = static_cast<int>(qkv.shape[1]),
           .heads = static_cast<int>(heads),
           .D = static_cast<int>(D),
-          .qkv_pitch = pitch,
-          .out_pitch = pitch / 3,
+          .qkv_pitch = static_cast<int>(pitch),
+          .out_pitch = static_cast<int>(pitch / 3),
           .scale = 1 / std::sqrt(static_cast<float>(D))};
 }
 
