@@ -16,16 +16,17 @@
 // its left factor, once two neighbours are rounded into one register. In the third kernel that is why the
 // warp owns keys: the weights come out transposed.
 //
-//   registers      own rows D/8 a thread and array, sums D/2 an array, logits 32. For D = 64: 80 in the
-//                  first kernel, 96 in the second, 112 in the third, and addresses
-//   shared memory  5 tiles of 64 rows of D + 8 numbers, 45 KiB for D = 64: four blocks a multiprocessor.
-//                  The 8 to spare let 8 rows, which an ldmatrix reads at once, begin in different banks
+//   registers      of a thread: own rows D/4 an array, sums D/2 an array, logits 32, in the backward pass
+//                  two arrays of 16 (of 8 where D is over 32). For D = 64 nvcc makes 127, 126 and 168 of it
+//                  all: four blocks a multiprocessor, and three of the last kernel
+//   shared memory  5 tiles of 64 rows of D + 8 numbers, 46 KiB for D = 64. The 8 to spare let 8 rows, which
+//                  ldmatrix reads at once, begin in different banks
 //
-// The floor: for a head of T = 256 and D = 64 the forward pass moves 128 KiB and the backward pass 448 KiB,
-// 20 us and 70 us for 512 of them at 3.35 TB/s. The products of a step, 4 T^2 D and 14 T^2 D operations,
-// take half of that at the rate of mma.sync, about 600 TFLOP/s. An ldmatrix feeds two products, 16 x 16
-// by 16 x 8, and takes four cycles of shared memory, about what those take of the tensor cores: larger rows
-// of tiles a warp (32) would halve that, and want registers that the third kernel does not have.
+// The floor, on an H100 for 512 heads of T = 256 and D = 64: the forward pass moves 67 MB and the backward
+// pass 201 MB, 20 and 60 us at 3.35 TB/s. Products are 4 T^2 D and 14 T^2 D operations a head, 14 and 50 us
+// at 600 TFLOP/s (mma.sync has some 60% of the peak, the rest is wgmma's). Close above both lies shared
+// memory: an ldmatrix takes four of its cycles and feeds two instructions of 16 x 8 x 16, 19 and 63 us.
+// 32 rows a warp would halve that, and want registers that the third kernel does not have.
 #include <cmath>
 
 #include "cuda/attention_mma.h"
@@ -36,8 +37,8 @@ namespace mutilde::cuda {
 namespace {
 
 constexpr int kWarpRows = 16, kWarps = 4, kTileRows = kWarps * kWarpRows, kThreads = kWarps * 32;
-/// How many columns of logits a warp has at a time in the backward pass, and blocks a multiprocessor: what
-/// the registers are enough for.
+/// How many columns of logits a warp makes at a time in the backward pass, and for how many blocks a
+/// multiprocessor nvcc is to save registers: what goes without spilling.
 template <int W>
 constexpr int kLogits = W <= 32 ? 32 : 16;
 constexpr int blocks_of(int W, int of_64) { return W <= 64 ? of_64 : 1; }
