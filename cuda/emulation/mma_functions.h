@@ -2,7 +2,8 @@
 //
 // A copy is made at the last moment, when it is waited for: a kernel that reads too early finds what was
 // there before. In the reverse order of threads it is made at once: one that starts it too early overwrites
-// what others have not read yet. Sums are added in the order of k, where tensor cores add in groups and cut off bits.
+// what others have not read yet. Sums are added in the order of k, where tensor cores add in groups and cut
+// off bits.
 #pragma once
 
 #include <cstdint>
