@@ -17,8 +17,8 @@
 // log-sum-exp:
 //   P = exp(S - log_sum_exp), S = q k^T D^-1/2    dS = P * (dout v^T - delta), delta = rowsum(dout * out)
 //
-// A bfloat16 is computed with as a float32: the class S is an element in memory, T in a register. Heads of
-// most sizes go to the tensor cores instead (attention_mma.cu), unless a plainer rung is asked for.
+// Elements are stored as X and computed with as T: a bfloat16 as a float32. Heads of most sizes of bfloat16
+// go to the tensor cores instead (attention_mma.cu), unless a plainer rung is asked for.
 #include <cmath>
 
 #include "cuda/attention_mma.h"
@@ -30,23 +30,20 @@ namespace {
 
 constexpr int kLanes = 32, kMostWarps = 8;
 
-template <class S>
-using Wide = std::conditional_t<std::is_same_v<S, __nv_bfloat16>, float, S>;
-
 /// Rows of D numbers that a block looks at, `pitch` apart.
-template <class S>
+template <class X>
 struct Rows {
-  S* data;
+  X* data;
   int64_t pitch;
   int count, D;
 };
 
-template <class S>
+template <class X>
 struct Heads {
-  using T = Wide<S>;
+  using T = Computed<X>;
   int positions, heads, D;
   int64_t qkv_pitch, out_pitch;
-  const S* qkv;
+  const X* qkv;
 
   /// q (part 0), k (1) or v (2) of the block's image and head, in qkv or in an array like it.
   template <class U>
@@ -69,20 +66,20 @@ template <class T>
 using Tile = T[kLanes][kLanes + 1];  // a column to spare: lanes that go down a column hit 32 banks
 
 /// tile[j][i] = number first_d + i of row first + j; zeros where there is none. By the whole block.
-template <class S, class T>
-__device__ void load_tile(const Rows<const S>& rows, int first, int first_d, Tile<T>& tile) {
+template <class X, class T>
+__device__ void load_tile(const Rows<const X>& rows, int first, int first_d, Tile<T>& tile) {
   __syncthreads();  // all have done with what was in it
   const int d = first_d + threadIdx.x;
   for (int j = threadIdx.y; j < kLanes; j += blockDim.y) {
     const bool inside = first + j < rows.count && d < rows.D;
-    tile[j][threadIdx.x] = inside ? T{rows.data[(first + j) * rows.pitch + d]} : T{0};
+    tile[j][threadIdx.x] = inside ? number(rows.data[(first + j) * rows.pitch + d]) : T{0};
   }
   __syncthreads();
 }
 
 /// The warp's own row (shared memory) times row first + lane of the others.
-template <class S, class T>
-__device__ T dots(const T* own, const Rows<const S>& rows, int first, Tile<T>& tile) {
+template <class X, class T>
+__device__ T dots(const T* own, const Rows<const X>& rows, int first, Tile<T>& tile) {
   T sum = 0;
   for (int first_d = 0; first_d < rows.D; first_d += kLanes) {
     load_tile(rows, first, first_d, tile);
@@ -94,8 +91,8 @@ __device__ T dots(const T* own, const Rows<const S>& rows, int first, Tile<T>& t
 
 /// sums[d] = factor * sums[d] + sum over j of weights[j] * others[first + j][d]. `weights` are the
 /// warp's 32; written before the call, they are seen by its lanes behind load_tile's barrier.
-template <class S, class T>
-__device__ void add_rows(T* sums, T factor, const T* weights, const Rows<const S>& rows, int first,
+template <class X, class T>
+__device__ void add_rows(T* sums, T factor, const T* weights, const Rows<const X>& rows, int first,
                          Tile<T>& tile) {
   for (int first_d = 0; first_d < rows.D; first_d += kLanes) {
     load_tile(rows, first, first_d, tile);
@@ -109,18 +106,18 @@ __device__ void add_rows(T* sums, T factor, const T* weights, const Rows<const S
 
 /// The warp's row `index` into shared memory, or zeros where there is none: such a warp goes along,
 /// since the barriers are everybody's.
-template <class S, class T>
-__device__ void load_own(const Rows<const S>& rows, int index, T* own) {
+template <class X, class T>
+__device__ void load_own(const Rows<const X>& rows, int index, T* own) {
   for (int d = threadIdx.x; d < rows.D; d += kLanes) {
-    own[d] = index < rows.count ? T{rows.data[index * rows.pitch + d]} : T{0};
+    own[d] = index < rows.count ? number(rows.data[index * rows.pitch + d]) : T{0};
   }
 }
 
-template <class S, class T>
-__device__ void store_own(const T* own, T factor, const Rows<S>& rows, int index) {
+template <class X, class T>
+__device__ void store_own(const T* own, T factor, const Rows<X>& rows, int index) {
   if (index >= rows.count) return;
   for (int d = threadIdx.x; d < rows.D; d += kLanes) {
-    rows.data[index * rows.pitch + d] = S(own[d] * factor);
+    rows.data[index * rows.pitch + d] = stored<X>(own[d] * factor);
   }
 }
 
@@ -132,8 +129,8 @@ __device__ T* own_row(int row, int of_warp, int D) {
   return dynamic_shared<T>() + (static_cast<int>(threadIdx.y) * of_warp + row) * D;
 }
 
-template <class S, class T>
-__global__ void attention_forward(Heads<S> s, S* out, T* log_sum_exp) {
+template <class X, class T>
+__global__ void attention_forward(Heads<X> s, X* out, T* log_sum_exp) {
   __shared__ T tile[kLanes][kLanes + 1], weights[kMostWarps][kLanes];
   const int query = own_index();
   T* q = own_row<T>(0, 2, s.D);
@@ -160,9 +157,9 @@ __global__ void attention_forward(Heads<S> s, S* out, T* log_sum_exp) {
 }
 
 /// Also leaves delta: [N, heads, T], which the other gradients need.
-template <class S, class T>
-__global__ void query_gradients(Heads<S> s, const S* out, const T* log_sum_exp, const S* dout,
-                                S* dqkv, T* delta) {
+template <class X, class T>
+__global__ void query_gradients(Heads<X> s, const X* out, const T* log_sum_exp, const X* dout,
+                                X* dqkv, T* delta) {
   __shared__ T tile[kLanes][kLanes + 1], weights[kMostWarps][kLanes];
   const int query = own_index();
   const bool exists = query < s.positions;
@@ -193,9 +190,9 @@ __global__ void query_gradients(Heads<S> s, const S* out, const T* log_sum_exp, 
   if (exists && threadIdx.x == 0) delta[s.row_number() + query] = own_delta;
 }
 
-template <class S, class T>
-__global__ void key_gradients(Heads<S> s, const T* log_sum_exp, const S* dout, const T* delta,
-                              S* dqkv) {
+template <class X, class T>
+__global__ void key_gradients(Heads<X> s, const T* log_sum_exp, const X* dout, const T* delta,
+                              X* dqkv) {
   __shared__ T tile[kLanes][kLanes + 1], weights[2][kMostWarps][kLanes];
   const int key = own_index();
   T* k = own_row<T>(0, 4, s.D);
@@ -225,35 +222,28 @@ __global__ void key_gradients(Heads<S> s, const T* log_sum_exp, const S* dout, c
   store_own(dv, T{1}, s.rows(dqkv, 2), key);
 }
 
-template <class S>
-Heads<S> heads_of(const ConstView& qkv, int64_t heads) {
+template <class X>
+Heads<X> heads_of(const ConstView& qkv, int64_t heads) {
   const int64_t pitch = qkv.shape[2];
   return {static_cast<int>(qkv.shape[1]),
           static_cast<int>(heads),
           static_cast<int>(pitch / heads / 3),
           pitch,
           pitch / 3,
-          qkv.as<S>()};
+          qkv.as<X>()};
 }
 
 /// As many warps as have room for `rows` rows of D numbers each, in the 48 KiB that a block always
 /// has, besides the tile.
-template <class S>
-LaunchConfig launch_config(const Heads<S>& s, int64_t N, int rows) {
+template <class X>
+LaunchConfig launch_config(const Heads<X>& s, int64_t N, int rows) {
   constexpr int kBytes = 32 * 1024;
-  const int of_warp = rows * s.D * static_cast<int>(sizeof(Wide<S>));
+  const int of_warp = rows * s.D * static_cast<int>(sizeof(Computed<X>));
   const int warps = std::clamp(kBytes / of_warp, 1, kMostWarps);
   return {.grid = {static_cast<unsigned>(N * s.heads),
                    static_cast<unsigned>(ceil_div(s.positions, warps))},
           .block = {kLanes, static_cast<unsigned>(warps)},
           .shared_bytes = static_cast<size_t>(warps) * static_cast<size_t>(of_warp)};
-}
-
-/// Calls f(S{}) with the element type.
-template <class F>
-void for_element(DType dtype, const F& f) {
-  if (dtype == DType::kBFloat16) return f(__nv_bfloat16{});
-  for_float(dtype, f);
 }
 
 bool by_tensor_cores(Rung rung, const ConstView& qkv, int64_t heads) {
@@ -267,11 +257,11 @@ void CudaBackend::attention(ConstView qkv, int64_t heads, View out, View log_sum
   if (out.numel() == 0) return;
   if (by_tensor_cores(rung_, qkv, heads))
     return attention_mma(qkv, heads, out.as<__nv_bfloat16>(), log_sum_exp.as<float>());
-  for_element(qkv.dtype, [&](auto zero) {
-    using S = decltype(zero);
-    using T = Wide<S>;
-    const Heads<S> s = heads_of<S>(qkv, heads);
-    launch<attention_forward<S, T>>(launch_config(s, qkv.shape[0], 2), s, out.as<S>(),
+  for_stored(qkv.dtype, [&](auto zero) {
+    using X = decltype(zero);
+    using T = Computed<X>;
+    const Heads<X> s = heads_of<X>(qkv, heads);
+    launch<attention_forward<X, T>>(launch_config(s, qkv.shape[0], 2), s, out.as<X>(),
                                     log_sum_exp.as<T>());
   });
 }
@@ -284,15 +274,15 @@ void CudaBackend::attention_backward(ConstView qkv, int64_t heads, ConstView out
     return attention_backward_mma(qkv, heads, out.as<__nv_bfloat16>(), log_sum_exp.as<float>(),
                                   dout.as<__nv_bfloat16>(), delta.data(), dqkv.as<__nv_bfloat16>());
   }
-  for_element(qkv.dtype, [&](auto zero) {
-    using S = decltype(zero);
-    using T = Wide<S>;
-    const Heads<S> s = heads_of<S>(qkv, heads);
+  for_stored(qkv.dtype, [&](auto zero) {
+    using X = decltype(zero);
+    using T = Computed<X>;
+    const Heads<X> s = heads_of<X>(qkv, heads);
     const Buffer<T> delta(*this, log_sum_exp.numel());
-    launch<query_gradients<S, T>>(launch_config(s, qkv.shape[0], 3), s, out.as<S>(),
-                                  log_sum_exp.as<T>(), dout.as<S>(), dqkv.as<S>(), delta.data());
-    launch<key_gradients<S, T>>(launch_config(s, qkv.shape[0], 4), s, log_sum_exp.as<T>(),
-                                dout.as<S>(), static_cast<const T*>(delta.data()), dqkv.as<S>());
+    launch<query_gradients<X, T>>(launch_config(s, qkv.shape[0], 3), s, out.as<X>(),
+                                  log_sum_exp.as<T>(), dout.as<X>(), dqkv.as<X>(), delta.data());
+    launch<key_gradients<X, T>>(launch_config(s, qkv.shape[0], 4), s, log_sum_exp.as<T>(),
+                                dout.as<X>(), static_cast<const T*>(delta.data()), dqkv.as<X>());
   });
 }
 

@@ -16,16 +16,17 @@
 // its left factor, once two neighbours are rounded into one register. In the third kernel that is why the
 // warp owns keys: the weights come out transposed.
 //
-//   registers      own rows D/8 a thread and array, sums D/2 an array, logits 32. For D = 64: 80 in the
-//                  first kernel, 96 in the second, 112 in the third, and addresses
-//   shared memory  5 tiles of 64 rows of D + 8 numbers, 45 KiB for D = 64: four blocks a multiprocessor.
-//                  The 8 to spare let 8 rows, which an ldmatrix reads at once, begin in different banks
+//   registers      of a thread: own rows D/4 an array, sums D/2 an array, logits 32, in the backward pass
+//                  two arrays of 16 (of 8 where D is over 32). For D = 64 nvcc makes 127, 126 and 168 of it
+//                  all: four blocks a multiprocessor, and three of the last kernel
+//   shared memory  5 tiles of 64 rows of D + 8 numbers, 46 KiB for D = 64. The 8 to spare let 8 rows, which
+//                  ldmatrix reads at once, begin in different banks
 //
-// The floor: for a head of T = 256 and D = 64 the forward pass moves 128 KiB and the backward pass 448 KiB,
-// 20 us and 70 us for 512 of them at 3.35 TB/s. The products of a step, 4 T^2 D and 14 T^2 D operations,
-// take half of that at the rate of mma.sync, about 600 TFLOP/s. An ldmatrix feeds two products, 16 x 16
-// by 16 x 8, and takes four cycles of shared memory, about what those take of the tensor cores: larger rows
-// of tiles a warp (32) would halve that, and want registers that the third kernel does not have.
+// The floor, on an H100 for 512 heads of T = 256 and D = 64: the forward pass moves 67 MB and the backward
+// pass 201 MB, 20 and 60 us at 3.35 TB/s. Products are 4 T^2 D and 14 T^2 D operations a head, 14 and 50 us
+// at 600 TFLOP/s (mma.sync has some 60% of the peak, the rest is wgmma's). Close above both lies shared
+// memory: an ldmatrix takes four of its cycles and feeds two instructions of 16 x 8 x 16, 19 and 63 us.
+// 32 rows a warp would halve that, and want registers that the third kernel does not have.
 #include <cmath>
 
 #include "cuda/attention_mma.h"
@@ -36,24 +37,22 @@ namespace mutilde::cuda {
 namespace {
 
 constexpr int kWarpRows = 16, kWarps = 4, kTileRows = kWarps * kWarpRows, kThreads = kWarps * 32;
-/// How many columns of logits a warp has at a time in the backward pass, and blocks a multiprocessor: what
-/// the registers are enough for.
+/// How many columns of logits a warp makes at a time in the backward pass, and for how many blocks a
+/// multiprocessor nvcc is to save registers: what goes without spilling.
 template <int W>
-constexpr int kLogits = W <= 64 ? 32 : 16;
+constexpr int kLogits = W <= 32 ? 32 : 16;
 constexpr int blocks_of(int W, int of_64) { return W <= 64 ? of_64 : 1; }
-constexpr float kLog2E = 1.4426950408889634F;
+constexpr float kLog2E = 1.4426950408889634F, kLn2 = 0.6931471805599453F;
 
 /// Rows of D numbers, `pitch` apart.
 template <class T>
 struct Rows {
   T* data;
-  int64_t pitch;
-  int count, D;
+  int pitch, count, D;
 };
 
 struct Heads {
-  int positions, heads, D;
-  int64_t qkv_pitch, out_pitch;
+  int positions, heads, D, qkv_pitch, out_pitch;
   float scale;  // of logits, D^-1/2
 
   __device__ int tiles() const { return ceil_div(positions, kTileRows); }
@@ -105,12 +104,12 @@ __device__ inline int first_row_of_warp() { return static_cast<int>(threadIdx.x)
 /// Starts the copy of rows first, first + 1, ..., by the whole block.
 template <int W>
 __device__ void load_tile(const Rows<const __nv_bfloat16>& rows, int first, Tile<W>& tile) {
-  constexpr int kPieces = W / 8;
-  const __nv_bfloat16* data = rows.data + first * rows.pitch;
-  for (int i = 0; i < kTileRows * kPieces / kThreads; ++i) {
-    const int piece = i * kThreads + threadIdx.x, row = piece / kPieces, d = piece % kPieces * 8;
-    const bool exists = first + row < rows.count && d < rows.D;
-    copy_async<16>(&tile.rows[row][d], exists ? data + row * rows.pitch + d : rows.data, exists);
+  constexpr int kPieces = W / 8, kRowsAtOnce = kThreads / kPieces;
+  const int thread = threadIdx.x, row = thread / kPieces, d = thread % kPieces * 8;
+  const __nv_bfloat16* from = rows.data + int64_t{first + row} * rows.pitch + d;
+  for (int i = 0; i < kTileRows; i += kRowsAtOnce, from += kRowsAtOnce * rows.pitch) {
+    const bool exists = first + row + i < rows.count && d < rows.D;
+    copy_async<16>(&tile.rows[row + i][d], exists ? from : rows.data, exists);
   }
 }
 
@@ -236,7 +235,7 @@ __device__ void store_own(const Sums<W>& sums, float factor, Tile<W>& tile,
     const int row = warp_row + i / kPieces, d = i % kPieces * 8;
     if (first + row < rows.count && d < rows.D) {
       const __nv_bfloat16* from = &tile.rows[row][d];
-      __nv_bfloat16* to = rows.data + (first + row) * rows.pitch + d;
+      __nv_bfloat16* to = rows.data + int64_t{first + row} * rows.pitch + d;
       *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
     }
   }
@@ -263,24 +262,23 @@ __global__ void __launch_bounds__(kThreads, blocks_of(W, 4))
   load_own(shared.own, q);
 
   const float scale = s.scale * kLog2E;
-  float highest[2] = {-INFINITY, -INFINITY}, total[2] = {};
+  float highest[2] = {-INFINITY, -INFINITY}, total[2] = {};  // of logits as powers of 2
   Sums<W> sums = {};
   for_tiles(s.positions, load, [&](int first, int stage) {
     Sums<kTileRows> weights;
     dots<W, kTileRows>(q, shared.others[stage][0], 0, weights);
     mask<kTileRows>(weights, s.positions - first);
-    float raised[2] = {highest[0], highest[1]}, shift[2], fade[2];
+    float raised[2] = {-INFINITY, -INFINITY}, fade[2];
     for_sums<kTileRows>(weights,
                         [&](float& x, int half, int) { raised[half] = max(raised[half], x); });
     for (int half = 0; half < 2; ++half) {
-      raised[half] = row_max(raised[half]);
-      shift[half] = raised[half] * scale;
-      fade[half] = fast_exp2(highest[half] * scale - shift[half]);
+      raised[half] = max(highest[half], row_max(raised[half]) * scale);
+      fade[half] = fast_exp2(highest[half] - raised[half]);
       highest[half] = raised[half];
       total[half] *= fade[half];
     }
     for_sums<kTileRows>(weights, [&](float& x, int half, int) {
-      x = fast_exp2(x * scale - shift[half]);
+      x = fast_exp2(x * scale - highest[half]);
       total[half] += x;
     });
     for_sums<W>(sums, [&](float& x, int half, int) { x *= fade[half]; });
@@ -293,7 +291,7 @@ __global__ void __launch_bounds__(kThreads, blocks_of(W, 4))
     factor[half] = 1 / total[half];
     const int query = first_own + first_row_of_warp() + half * 8 + lane() / 4;
     if (query < s.positions && lane() % 4 == 0) {
-      s.statistics(log_sum_exp)[query] = highest[half] * s.scale + std::log(total[half]);
+      s.statistics(log_sum_exp)[query] = highest[half] * kLn2 + std::log(total[half]);
     }
   }
   for_sums<W>(sums, [&](float& x, int half, int) { x *= factor[half]; });
@@ -302,7 +300,7 @@ __global__ void __launch_bounds__(kThreads, blocks_of(W, 4))
 
 /// Also leaves delta: [N, heads, T], which the other gradients need.
 template <int W>
-__global__ void __launch_bounds__(kThreads, blocks_of(W, 3))
+__global__ void __launch_bounds__(kThreads, blocks_of(W, 4))
     query_gradients(Heads s, const __nv_bfloat16* qkv, const __nv_bfloat16* out,
                     const float* log_sum_exp, const __nv_bfloat16* dout, __nv_bfloat16* dqkv,
                     float* delta) {
@@ -424,8 +422,8 @@ Heads heads_of(const ConstView& qkv, int64_t heads) {
   return {.positions = static_cast<int>(qkv.shape[1]),
           .heads = static_cast<int>(heads),
           .D = static_cast<int>(D),
-          .qkv_pitch = pitch,
-          .out_pitch = pitch / 3,
+          .qkv_pitch = static_cast<int>(pitch),
+          .out_pitch = static_cast<int>(pitch / 3),
           .scale = 1 / std::sqrt(static_cast<float>(D))};
 }
 

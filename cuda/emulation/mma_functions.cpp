@@ -6,6 +6,8 @@
 #include <deque>
 #include <vector>
 
+#include "cuda/emulation/options.h"
+
 namespace mutilde::emulation {
 namespace {
 
@@ -31,6 +33,14 @@ Groups& groups() {
   Groups& groups = groups_of_thread[thread];
   if (groups.block != block) groups = {block, {}, {}};  // what another block left is gone
   return groups;
+}
+
+void make(const Copy& copy) {
+  if (copy.exists) {
+    std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
+  } else {
+    std::memset(copy.to, 0, static_cast<size_t>(copy.bytes));
+  }
 }
 
 void check_alignment(const char* what, const void* address, int bytes, CallSite site) {
@@ -93,22 +103,18 @@ constexpr unsigned kAllLanes = 0xffffffff;
 
 }  // namespace
 
-void copy_later(void* to, const void* from, int bytes, bool exists, CallSite site) {
+void copy_async(void* to, const void* from, int bytes, bool exists, CallSite site) {
   check_alignment("copy_async", to, bytes, site);
   check_alignment("copy_async", from, bytes, site);
-  groups().open.push_back({to, from, bytes, exists});
+  const Copy copy{to, from, bytes, exists};
+  if (options().order == Order::kReverse) return make(copy);
+  groups().open.push_back(copy);
 }
 
 void make_copies(int pending) {
   std::deque<std::vector<Copy>>& committed = groups().committed;
   for (; std::ssize(committed) > pending; committed.pop_front()) {
-    for (const Copy& copy : committed.front()) {
-      if (copy.exists) {
-        std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
-      } else {
-        std::memset(copy.to, 0, static_cast<size_t>(copy.bytes));
-      }
-    }
+    for (const Copy& copy : committed.front()) make(copy);
   }
 }
 

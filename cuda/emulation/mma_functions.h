@@ -1,7 +1,9 @@
 // Stands in for the PTX of cuda/mma_instructions.h: the same functions, as C++.
 //
 // A copy is made at the last moment, when it is waited for: a kernel that reads too early finds what was
-// there before. Sums are added in the order of k, where tensor cores add in groups and cut off bits.
+// there before. In the reverse order of threads it is made at once: one that starts it too early overwrites
+// what others have not read yet. Sums are added in the order of k, where tensor cores add in groups and cut
+// off bits.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +13,7 @@
 
 namespace mutilde::emulation {
 
-void copy_later(void* to, const void* from, int bytes, bool exists, CallSite site);
+void copy_async(void* to, const void* from, int bytes, bool exists, CallSite site);
 /// Makes the copies of all but the last `pending` groups.
 void make_copies(int pending);
 void load_matrices(uint32_t (&matrices)[4], const __nv_bfloat16* row, bool transposed,
@@ -38,7 +40,7 @@ inline void load_transposed(uint32_t (&matrices)[4], const __nv_bfloat16* row,
 template <int bytes>
 void copy_async(void* shared, const void* global, bool exists, CallSite site = CallSite::here()) {
   static_assert(bytes == 4 || bytes == 16);
-  emulation::copy_later(shared, global, bytes, exists, site);
+  emulation::copy_async(shared, global, bytes, exists, site);
 }
 void commit_copies();
 template <int pending>

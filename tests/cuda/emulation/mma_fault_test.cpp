@@ -40,6 +40,29 @@ TEST(MmaFault, ACopyThatIsNotWaitedForIsNotThere) {
   }
 }
 
+/// A thread overwrites what another reads, after it waited for that or not.
+__global__ void overwrites(const float* x, bool waits, float* out) {
+  auto* shared = cuda::dynamic_shared<float>();
+  if (threadIdx.x < 4) shared[threadIdx.x] = 1;
+  __syncthreads();
+  if (threadIdx.x == 32) out[0] = shared[0];
+  if (waits) __syncthreads();
+  if (threadIdx.x == 63) cuda::copy_async<16>(shared, x, true);
+  cuda::commit_copies();
+  cuda::wait_for_copies<0>();
+}
+
+TEST(MmaFault, ACopyThatStartsTooEarlyOverwritesWhatIsReadLater) {
+  const OptionsScope scope;
+  options().order = Order::kReverse;
+  const DeviceArray<float> x(std::vector<float>(4, 7));
+  const DeviceArray<float> out(1);
+  for (const bool waits : {false, true}) {
+    launch<overwrites>({.grid = 1, .block = 64, .shared_bytes = 16}, x.data(), waits, out.data());
+    EXPECT_EQ(out.to_host()[0], waits ? 1 : 7);
+  }
+}
+
 __global__ void copies_to(int offset, const float* x) {
   cuda::copy_async<16>(cuda::dynamic_shared<float>() + offset, x, true);
 }
