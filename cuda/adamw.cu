@@ -167,9 +167,10 @@ __global__ void sum_squares(const Elements<T>* tensors, const Chunk* chunks, dou
   const Elements<T> tensor = tensors[chunk.tensor];
   const int64_t end = min(chunk.begin + kChunk, tensor.numel);
   double sum = 0;
-  for (int64_t i = chunk.begin + threadIdx.x; i < end; i += kBlockThreads) {
-    const auto value = static_cast<double>(tensor.x[i]);
-    sum += value * value;
+  for (int64_t first = chunk.begin + threadIdx.x; first < end; first += kAtOnce * kBlockThreads) {
+    T x[kAtOnce]{};
+    for_elements(first, end, [&](int j, int64_t i) { x[j] = tensor.x[i]; });
+    for (const T value : x) sum += static_cast<double>(value) * static_cast<double>(value);
   }
   sum = block_sum(sum);
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;

@@ -117,6 +117,7 @@ void CpuBackend::adamw(std::span<const AdamWBuffers> parameters, const AdamWStep
   for (const AdamWBuffers& buffers : parameters) {
     for_float(buffers.param.dtype,
               [&](auto zero) { update(Coefficients<decltype(zero)>(step), buffers, ema_rates); });
+    if (buffers.in_bfloat16) cast(buffers.param, buffers.in_bfloat16);
   }
 }
 
