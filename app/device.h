@@ -16,7 +16,9 @@ constexpr const char* kDeviceHelp =
 Device find_device(const std::string& text);
 
 constexpr const char* kPrecisionHelp =
-    "bf16: products may round their factors to bfloat16 where that is faster; all else is float32";
+    "bf16: products may round their factors to bfloat16 where that is faster, and a GPU keeps what "
+    "lies between "
+    "layers in it; parameters and sums are float32";
 inline const std::vector<std::string> kPrecisions = {"fp32", "bf16"};
 
 /// Sets product_precision() to one of kPrecisions; warns where that is slower.

@@ -1,5 +1,5 @@
 // Rung 4 of matrix products and of the convolution, for GPUs of compute capability 9.0 (H100, H200):
-// bfloat16 factors, float32 sums. Run emulated, never on a GPU yet.
+// bfloat16 factors, float32 sums.
 //
 // Arrays begin at multiples of 16 bytes, and so do their rows: the copy engine needs that. No size is 0.
 // Each function throws Error for what the one before it, _takes(), does not take, and on another GPU.
