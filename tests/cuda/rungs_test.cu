@@ -303,7 +303,8 @@ TEST(CudaRungs, HoppersMatmulIsTheLaddersThird) {
   const GpuFor gpu(Rung::kHopper);
   if (!gpu.is_here()) GTEST_SKIP() << "this GPU has no wgmma";
   const Make make = exact_numbers(DType::kBFloat16);
-  for (const auto [M, N, K] : {std::array{1, 8, 8}, {128, 256, 64}, {200, 264, 136}}) {
+  for (const auto& sizes : {std::array{1, 8, 8}, {128, 256, 64}, {200, 264, 136}}) {
+    const int M = sizes[0], N = sizes[1], K = sizes[2];
     const Tensor a = make({M, K}, 1), b = make({K, N}, 2);
     const auto multiply = [&](auto matmul) {
       const Tensor out = Tensor::empty({M, N}, DType::kFloat32, Device::cuda());
