@@ -41,7 +41,7 @@ constexpr int kWarpRows = 16, kWarps = 4, kTileRows = kWarps * kWarpRows, kThrea
 /// multiprocessor nvcc is to save registers: what goes without spilling.
 template <int W>
 constexpr int kLogits = W <= 32 ? 32 : 16;
-constexpr int blocks_of(int W, int of_64) { return W <= 64 ? of_64 : 1; }
+[[maybe_unused]] constexpr int blocks_of(int W, int of_64) { return W <= 64 ? of_64 : 1; }
 constexpr float kLog2E = 1.4426950408889634F, kLn2 = 0.6931471805599453F;
 
 /// Rows of D numbers, `pitch` apart.

@@ -71,7 +71,8 @@ inline ConstView as_factor(const Tensor& weight, const Tensor& x) {
   const bool rounds = x.dtype() == DType::kBFloat16 ||
                       (x.dtype() == DType::kFloat32 && product_precision() == Precision::kBfloat16);
   if (rounds && backend(x).has_bfloat16_kernels()) {
-    view.in_bfloat16 = weight.in_bfloat16().raw();  // which the weight keeps
+    const Tensor copy = weight.in_bfloat16();
+    if (weight.has_bfloat16_copy()) view.in_bfloat16 = copy.raw();  // the weight keeps it
   }
   return view;
 }

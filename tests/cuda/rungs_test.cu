@@ -11,24 +11,13 @@
 #include "cuda/devices.h"
 #include "cuda/hopper/hopper.h"
 #include "cuda/matmul_ladder.h"
+#include "tests/cuda/precision_scope.h"
 #ifndef __CUDACC__
 #include "tests/cuda/emulation/fault_testing.h"
 #endif
 
 namespace mutilde::cuda {
 namespace {
-
-/// Products are computed so for as long as it lives.
-class PrecisionScope {
- public:
-  explicit PrecisionScope(Precision precision) { set_product_precision(precision); }
-  ~PrecisionScope() { set_product_precision(before_); }
-  PrecisionScope(const PrecisionScope&) = delete;
-  PrecisionScope& operator=(const PrecisionScope&) = delete;
-
- private:
-  Precision before_ = product_precision();
-};
 
 /// Makes an input from its shape and a number of its own.
 struct Make {
