@@ -16,6 +16,7 @@
 #include "core/cpu/peak.h"
 #include "core/cpu_isa.h"
 #include "core/ops/ops.h"
+#include "core/precision.h"
 #include "core/profiling_backend.h"
 #include "data/image_io.h"
 #include "diffusion/settings.h"
@@ -109,8 +110,10 @@ double roof_gflops(Device device) {
   if (device == Device::cpu()) return cpu_isa().kernels->peak_gflops(kernel_threads());
   const NoGrad no_grad;
   constexpr int64_t n = 8192;
-  const Tensor a = Generator(1).normal({n, n}, DType::kFloat32, device), b = a.clone();
-  return 2.0 * n * n * n / best_ms([&] { matmul(a, b, false, true); }, device) * 1e-6;
+  const Tensor weight = Generator(1).normal({n, n}, DType::kFloat32, device);
+  const bool is_short = product_precision() == Precision::kBfloat16;
+  const Tensor x = weight.to(is_short ? DType::kBFloat16 : DType::kFloat32);
+  return 2.0 * n * n * n / best_ms([&] { linear(x, weight, {}); }, device) * 1e-6;
 }
 
 /// GB/s; of a GPU those of a copy.

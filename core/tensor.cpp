@@ -142,6 +142,7 @@ bool Tensor::has_bfloat16_copy() const {
 }
 
 Tensor Tensor::in_bfloat16() const {
+  if (dtype_ == DType::kBFloat16) return detach();
   if (!has_bfloat16_copy()) {
     const NoGrad no_grad;
     const Tensor copy = detach().to(DType::kBFloat16);

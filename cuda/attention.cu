@@ -19,7 +19,9 @@
 //
 // Elements are stored as X and computed with as T: a bfloat16 as a float32. Heads of most sizes of bfloat16
 // go to the tensor cores instead (attention_mma.cu), unless a plainer rung is asked for.
+#include <algorithm>
 #include <cmath>
+#include <initializer_list>
 
 #include "cuda/attention_mma.h"
 #include "cuda/cuda_backend.h"
@@ -246,16 +248,20 @@ LaunchConfig launch_config(const Heads<X>& s, int64_t N, int rows) {
           .shared_bytes = static_cast<size_t>(warps) * static_cast<size_t>(of_warp)};
 }
 
-bool by_tensor_cores(Rung rung, const ConstView& qkv, int64_t heads) {
+/// Its tiles are copied 16 bytes at a time.
+bool by_tensor_cores(Rung rung, const ConstView& qkv, int64_t heads,
+                     std::initializer_list<const void*> arrays) {
   return rung != Rung::kPlain && rung != Rung::kTiled &&
-         attention_mma_takes(qkv, qkv.shape[2] / heads / 3);
+         attention_mma_takes(qkv, qkv.shape[2] / heads / 3) &&
+         std::all_of(arrays.begin(), arrays.end(),
+                     [](const void* array) { return is_aligned(array, 16); });
 }
 
 }  // namespace
 
 void CudaBackend::attention(ConstView qkv, int64_t heads, View out, View log_sum_exp) {
   if (out.numel() == 0) return;
-  if (by_tensor_cores(rung_, qkv, heads))
+  if (by_tensor_cores(rung_, qkv, heads, {qkv.data, out.data}))
     return attention_mma(qkv, heads, out.as<__nv_bfloat16>(), log_sum_exp.as<float>());
   for_stored(qkv.dtype, [&](auto zero) {
     using X = decltype(zero);
@@ -269,7 +275,7 @@ void CudaBackend::attention(ConstView qkv, int64_t heads, View out, View log_sum
 void CudaBackend::attention_backward(ConstView qkv, int64_t heads, ConstView out,
                                      ConstView log_sum_exp, ConstView dout, View dqkv) {
   if (out.numel() == 0) return;
-  if (by_tensor_cores(rung_, qkv, heads)) {
+  if (by_tensor_cores(rung_, qkv, heads, {qkv.data, out.data, dout.data, dqkv.data})) {
     const Buffer<float> delta(*this, log_sum_exp.numel());
     return attention_backward_mma(qkv, heads, out.as<__nv_bfloat16>(), log_sum_exp.as<float>(),
                                   dout.as<__nv_bfloat16>(), delta.data(), dqkv.as<__nv_bfloat16>());

@@ -171,8 +171,11 @@ void CudaBackend::conv2d(ConstView x, ConstView weight, ConstView bias, ConstVie
       if (way.rung == Rung::kHopper && !is_empty(s, N) && conv2d_wgmma_takes(p, sizeof(T) == 2)) {
         const Shortened short_x(*this, x, int64_t{N} * s.H * s.W, p.C);
         const Shortened short_weight(*this, weight, int64_t{s.C_out} * s.kH * s.kW, p.C);
-        return conv2d_wgmma(p, N, short_x.data(), short_weight.data(), bias.as<float>(),
-                            residual.as<T>(), out.as<T>(), nullptr);
+        const bool adds = is_aligned(residual.data, 16);
+        conv2d_wgmma(p, N, short_x.data(), short_weight.data(), bias.as<float>(),
+                     adds ? residual.as<T>() : nullptr, out.as<T>(), nullptr);
+        if (!adds) accumulate(residual, out);
+        return;
       }
     }
     if (way.rung == Rung::kPlain) {

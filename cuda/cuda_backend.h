@@ -1,8 +1,10 @@
 // The CUDA backend: the same kernels as the CPU's (core/cpu), each family in a file of the same name.
 // Emulated (docs/cuda-without-a-gpu.md) it runs without a GPU.
 //
-// All work of a device goes to its default stream, in the order of the calls. A kernel is launched
-// and not waited for; only copy_to_host() waits.
+// All work of a host thread on a device goes to the thread's default stream, in the order of the calls. A
+// kernel is launched and not waited for; what waits is a copy to the host, and a copy from it that is larger
+// than the pinned memory that there is for it. One host thread at a time may use a device: what another
+// frees is handed out again in the order of the first one's stream.
 #pragma once
 
 #include <optional>

@@ -24,7 +24,8 @@ class Graph {
 
   /// Calls work(), then starts what it collected. The first call collects nothing, so that memory
   /// is there when it counts: what a cache gave back to the system could be in use by what is
-  /// collected, and not started yet.
+  /// collected, and not started yet. What work() throws leaves the host's side of it done and the
+  /// device's not: do not go on with what it wrote to.
   void run(const std::function<void()>& work);
 
  private:

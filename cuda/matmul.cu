@@ -39,7 +39,10 @@ bool multiply_on_hopper(Backend& backend, const ConstView& a, bool transpose_a, 
     if (!conv2d_wgmma_takes(s, out.dtype == DType::kBFloat16)) return false;
     multiply([&](const auto* x, const auto* weight, auto* y) {
       using Out = std::remove_pointer_t<decltype(y)>;
-      conv2d_wgmma(s, 1, x, weight, bias.as<float>(), residual.as<Out>(), y, nullptr);
+      const bool adds = is_aligned(residual.data, 16);
+      conv2d_wgmma(s, 1, x, weight, bias.as<float>(), adds ? residual.as<Out>() : nullptr, y,
+                   nullptr);
+      if (!adds) backend.accumulate(residual, out);
     });
     return true;
   }

@@ -24,7 +24,7 @@ CudaBackend::CudaBackend(int index, Rung rung)
     : index_(index),
       rung_(rung),
       allocator_(
-          allocate_on_gpu, [](void* data, size_t) { cudaFree(data); }, kCaches) {
+          allocate_on_gpu, [](void* data, size_t) { cudaFree(data); }, caches()) {
   if (graphs_wanted()) graph_.emplace(staging_);
 }
 

@@ -483,18 +483,24 @@ __global__ void __launch_bounds__(kBlockThreads, 3)
       });
 }
 
-/// How an image is cut for the fast kernels. An H100 holds 400 of their blocks at once; more would do what
-/// each block does first, and has to for its chunk, more often.
+/// How an image is cut for the fast kernels. An H100 holds 396 of their blocks at once; more would do what
+/// each block does first, and has to for its chunk, more often. And normalise has the moments of all chunks in
+/// shared memory, of which three blocks get 32 KiB each on every GPU.
 template <class X>
 struct Cut {
   int packs, rows, chunks, chunk;
   Cut(const Norm<X>& s, int64_t N)
       : packs(static_cast<int>(s.C) / kWidth<X>),
         rows(static_cast<int>(std::clamp<int64_t>(kBlockThreads / packs, 1, s.P))),
-        chunks(static_cast<int>(
-            std::clamp<int64_t>(s.P / (rows * 4), 1, std::max<int64_t>(1, 400 / N)))),
+        chunks(static_cast<int>(std::clamp<int64_t>(std::min(s.P / (rows * 4), most_chunks(s)), 1,
+                                                    std::max<int64_t>(1, 396 / N)))),
         chunk(static_cast<int>(ceil_div<int64_t>(s.P, chunks))) {
     chunks = static_cast<int>(ceil_div<int64_t>(s.P, chunk));
+  }
+  /// With a row of means and deviations beside them.
+  static int64_t most_chunks(const Norm<X>& s) {
+    constexpr int64_t kBytes = 32 * 1024;
+    return kBytes / (2 * static_cast<int64_t>(sizeof(Computed<X>)) * s.groups) - 1;
   }
   LaunchConfig config(int64_t N, int64_t shared_numbers) const {
     return {.grid = {static_cast<unsigned>(N), static_cast<unsigned>(chunks)},
@@ -503,13 +509,13 @@ struct Cut {
   }
 };
 
-/// Packs must fit, a row of them a block, and an image what an int counts.
+/// Packs must fit, a row of them a block, the moments of a chunk its memory, and an image what an int counts.
 template <class X>
 bool takes_packs(const Norm<X>& s, std::initializer_list<const void*> arrays) {
   const bool aligned = std::all_of(arrays.begin(), arrays.end(),
                                    [](const void* array) { return is_aligned(array, 16); });
   return aligned && s.C % kWidth<X> == 0 && s.C / kWidth<X> <= kBlockThreads &&
-         s.P * s.C <= INT32_MAX;
+         Cut<X>::most_chunks(s) >= 1 && s.P * s.C <= INT32_MAX;
 }
 
 template <class X>

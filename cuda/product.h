@@ -61,18 +61,17 @@ struct Shorten {
 };
 
 /// A tensor in bfloat16, which is what Hopper's copy engine brings: itself, the copy that it has, or one that
-/// is made, with as many rows of as many numbers as are asked for. What is more than there is is zeros.
+/// is made (of one that begins at no multiple of 16 bytes too), with as many rows of as many numbers as are asked
+/// for. What is more than there is is zeros.
 class Shortened {
  public:
   Shortened(Backend& backend, const ConstView& x)
       : Shortened(backend, x, x.numel() == 0 ? 0 : x.numel() / x.shape[-1], x.shape[-1]) {}
   Shortened(Backend& backend, const ConstView& x, int64_t rows, int64_t channels)
-      : is_there_(rows * channels == x.numel() &&
-                  (x.dtype == DType::kBFloat16 || x.in_bfloat16 != nullptr)),
+      : is_there_(rows * channels == x.numel() && is_aligned(there(x), 16) && there(x) != nullptr),
         copy_(backend, is_there_ ? 0 : rows * channels) {
     if (is_there_) {
-      data_ =
-          static_cast<const __nv_bfloat16*>(x.dtype == DType::kBFloat16 ? x.data : x.in_bfloat16);
+      data_ = there(x);
       return;
     }
     data_ = copy_.data();
@@ -90,6 +89,10 @@ class Shortened {
   const __nv_bfloat16* data() const { return data_; }
 
  private:
+  static const __nv_bfloat16* there(const ConstView& x) {
+    return static_cast<const __nv_bfloat16*>(x.dtype == DType::kBFloat16 ? x.data : x.in_bfloat16);
+  }
+
   bool is_there_;
   Buffer<__nv_bfloat16> copy_;
   const __nv_bfloat16* data_;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 
@@ -21,9 +22,18 @@ void* allocate_pinned(size_t bytes) {
 
 }  // namespace
 
+bool caches() {
+#ifdef __CUDACC__
+  const char* text = std::getenv("MUTILDE_CUDA_CACHE");
+  return text == nullptr || std::strcmp(text, "0") != 0;
+#else
+  return false;
+#endif
+}
+
 Staging::Staging()
     : pinned_(
-          allocate_pinned, [](void* data, size_t) { cudaFreeHost(data); }, kCaches) {}
+          allocate_pinned, [](void* data, size_t) { cudaFreeHost(data); }, caches()) {}
 
 Staging::~Staging() {
   for (const Block& block : on_their_way_) {

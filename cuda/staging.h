@@ -15,13 +15,10 @@
 
 namespace mutilde::cuda {
 
-#ifdef __CUDACC__
-constexpr bool kCaches = true;
-#else
-// Emulated, a tensor is a heap block of exactly its size: the address sanitizer then sees where it
-// ends, and what a kernel reads before anybody wrote it is NaN.
-constexpr bool kCaches = false;
-#endif
+/// Is freed memory kept for reuse? Not where MUTILDE_CUDA_CACHE=0 says so, nor emulated: a tensor is then a block
+/// of exactly its size, and a sanitizer sees where it ends and when it is gone. Emulated, what a kernel reads
+/// before anybody wrote it is NaN too.
+bool caches();
 
 /// On the default stream, behind all that was launched before. For one host thread at a time.
 class Staging {

@@ -144,6 +144,7 @@ void Checkpoint::load_weights(const UNet& unet, const std::string& average) cons
 }
 
 void Checkpoint::restore(Trainer& trainer) const {
+  if (!trainer.settled()) fail<Error>("Checkpoint::restore: a step of the trainer is under way");
   naming_file(path_, [&] {
     AdamW& optimizer = trainer.optimizer();
     load_weights(trainer.unet());

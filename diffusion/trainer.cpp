@@ -129,6 +129,11 @@ StepReport Trainer::step_on(const TrainingBatch& batch) {
 
 void Trainer::start_step(const Tensor& x_0, const Tensor& y) { start(draw(x_0, y)); }
 
+void Trainer::scale_losses(double lg) {
+  settle();  // a step that is under way has the scale that it began with
+  lg_loss_scale_ = lg;
+}
+
 std::vector<StepReport> Trainer::take_reports() { return std::exchange(reports_, {}); }
 
 void Trainer::start(const TrainingBatch& batch) {
@@ -136,13 +141,14 @@ void Trainer::start(const TrainingBatch& batch) {
   started.report.step = step_count() + 1;
   started.report.lr = learning_rate(settings_, step_count());
   started.N = batch.size();
+  started.numbers =
+      Tensor::empty({4 + 3 * started.N}, DType::kFloat64);  // what can fail fails here
   Tensor numbers;
   backend(device_).launch_together([&] {
     const StepScope scope(*unet_, optimizer_);
     numbers = update(started, batch, backward(batch));
   });
   images_seen_ += started.N;
-  started.numbers = Tensor::empty(numbers.shape(), DType::kFloat64);
   started.wait =
       backend(numbers).start_copy_to_host(numbers.raw(), started.numbers.raw(), numbers.bytes());
   started_.push_back(std::move(started));

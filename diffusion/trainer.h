@@ -85,7 +85,7 @@ class Trainer {
   /// whose gradients overflow is no error then: it is skipped (its averages too), and lg falls by 1;
   /// each other step raises it by 0.001. Throws Error where lg falls below 0. Each step waits for
   /// the one before.
-  void scale_losses(double lg = 20) { lg_loss_scale_ = lg; }
+  void scale_losses(double lg = 20);
   /// lg, where losses are scaled.
   const std::optional<double>& lg_loss_scale() const { return lg_loss_scale_; }
 

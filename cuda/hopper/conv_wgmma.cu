@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads)
 /// A side of what the copy engine copies spans 256 pixels at most.
 Box box_of(int pixels, const ConvSizes& s) {
   const int w = std::min({int(std::bit_ceil(unsigned(s.W_out))), pixels, 256 / s.stride});
-  const int h = std::min<int>(std::bit_ceil(unsigned(s.H_out)), pixels / w);
+  const int h = std::min({int(std::bit_ceil(unsigned(s.H_out))), pixels / w, 256 / s.stride});
   return {pixels / w / h, h, w};
 }
 

@@ -85,12 +85,16 @@ TEST(CudaBfloat16, LayoutAndResampling) {
 }
 
 TEST(CudaBfloat16, GroupNorm) {
-  // Channels in packs of 8 and not; positions of one chunk, of several and of an odd number; one image.
+  // Channels in packs of 8 and not; positions of one chunk, of two, of two and of four that are not of one size; as
+  // many groups as leave one chunk alone; one image.
   for (const auto [N, P, C, groups] : {std::array<int64_t, 4>{2, 16, 64, 32},
                                        {1, 1, 32, 4},
                                        {3, 77, 40, 5},
                                        {2, 131, 32, 32},
-                                       {1, 1031, 8, 2},
+                                       {1, 2100, 8, 2},
+                                       {2, 277, 64, 32},
+                                       {1, 525, 64, 4},
+                                       {1, 300, 1024, 1024},
                                        {2, 9, 36, 9}}) {
     const Shape x{N, P, C};
     // Every dx is a sum over its group, of terms divided by the deviation of numbers in [-1, 1].
@@ -152,8 +156,12 @@ TEST(CudaBfloat16, AParametersCopyFollowsIt) {
   weight.copy_(values);
   EXPECT_FALSE(weight.has_bfloat16_copy());
   expect_true_copy(weight);
-  // Of a part there is none to keep; a view of the whole shares it.
+  // Of a part there is none to keep, and a product does not rely on one; a view of the whole shares it.
   expect_true_copy(weight.detach().slice(1, 3));
+  const Tensor x = uniform({9, 5}, -1, 1, 3).to(DType::kBFloat16).to(Device::cuda());
+  EXPECT_EQ(linear(x, weight.detach().slice(1, 3), {}).to_vector<float>(),
+            linear(x, weight.detach().slice(1, 3).clone(), {}).to_vector<float>());
+  EXPECT_EQ(x.in_bfloat16().raw(), x.raw());
   EXPECT_EQ(weight.detach().reshape({15}).in_bfloat16().raw(), weight.in_bfloat16().raw());
 }
 

@@ -275,6 +275,7 @@ TEST(CudaRungs, HoppersConvolutionsAreThePlainOnes) {
        {6, 3, 3, 16},
        {2, 3, 4, 6},
        {2, 1}},  // and those of dout, with its zeros between
+      {{8, 300, 1, 8}, {8, 3, 3, 8}, {8, 150, 1, 8}, {2, 1}},  // a column, of every other pixel
       // Enough tiles of 256 pixels, and of 256 channels, for the multiprocessors of the emulation.
       {{4, 17, 16, 16}, {72, 3, 3, 16}, {4, 17, 16, 72}, {1, 1}},
       {{4, 11, 13, 136}, {200, 1, 1, 136}, {4, 11, 13, 200}, {1, 0}},
