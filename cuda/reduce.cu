@@ -10,9 +10,10 @@
 //
 // Sums of the columns of a matrix have a kernel of their own, which reads 16 bytes at a time.
 //
-// Long sums are cut into chunks of 64 terms a thread, blocks along y of the grid, whose sums a
-// second launch adds. So the work spreads over the GPU, and round-off is that of adding some 64
-// numbers. Where chunks begin depends on the shapes alone: the result is the same every time.
+// Long sums are cut into at most 256 chunks of 64 terms a thread or more, blocks along y of the grid, whose
+// sums a second launch adds. So the work spreads over the GPU, and round-off is that of adding some 64
+// numbers as long as there are enough chunks. Where they begin depends on the shapes alone: the result is
+// the same every time.
 #include <cmath>
 
 #include "cuda/cuda_backend.h"

@@ -126,10 +126,6 @@ struct ResizeBilinearBackward {
   }
 };
 
-}  // namespace
-
-namespace {
-
 /// F of packs of 16 bytes where the channels of x and out are such, else of single ones; `small` has the sizes.
 template <template <class, int> class F>
 void launch_resample(const ConstView& x, const View& out, const Shape& small, int64_t factor,

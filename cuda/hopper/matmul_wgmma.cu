@@ -42,10 +42,6 @@ CUtensorMap matrix_map(const __nv_bfloat16* matrix, int rows, int columns, int b
                        {1, 1});
 }
 
-}  // namespace
-
-namespace {
-
 int attribute(cudaDeviceAttr which) {
   int device = 0, value = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
