@@ -1,10 +1,10 @@
 // A backend: one pure virtual function a kernel, so that a kernel which a backend forgot is a
 // compile error and not a surprise at run time.
 //
-// Kernels take raw views (pointer, dtype, shape) of dense row-major data on their own device. They
-// know nothing of autograd, and they trust their callers: shapes and dtypes were checked by the op.
-// Every floating-point kernel takes float32 and float64, some of some backends bfloat16
-// (has_bfloat16_kernels); within one call all floating views share a dtype unless a comment says otherwise. Every result is independent of the number of threads.
+// Kernels take raw views (pointer, dtype, shape) of dense row-major data on their own device. They know
+// nothing of autograd, and trust their callers: the op has checked shapes and dtypes. Every floating-point
+// kernel takes float32 and float64, some of some backends bfloat16 (has_bfloat16_kernels); within a call all
+// floating views share a dtype unless a comment says otherwise. No result depends on the number of threads.
 //
 // In a kernel the gradient of `x` is `dx` and the incoming one is `dout`.
 #pragma once

@@ -275,9 +275,10 @@ __device__ Computed<X> sigmoid(Computed<X> u) {
 }
 
 /// moments: [N, chunks, groups], each the mean of its numbers and the sum of squared deviations from it. First
-/// come deviations from the chunk's first number of each channel: it is one of them, so that what cancels is
-/// at most that many times the result. Means and squares of channels, and of chunks in the next kernel, give
-/// those of the whole as in Chan, Golub & LeVeque 1983.
+/// come deviations d from the chunk's first number of each channel, the pivot. It is one of the n numbers
+/// itself, so (pivot - mean)^2 is at most n times their variance, and sum(d^2) - sum(d)^2 / n loses few digits.
+/// Means and squares of channels, and of chunks in the next kernel, give those of the whole as in Chan, Golub &
+/// LeVeque 1983.
 template <class X>
 __global__ void __launch_bounds__(kBlockThreads, 3)
     chunk_moments(Norm<X> s, int chunk, Pack<Computed<X>, 2>* moments) {
@@ -448,7 +449,7 @@ __global__ void __launch_bounds__(kBlockThreads, 3)
     T sum = 0;
     for (int j = 0; j < chunks; ++j) sum += sums[(n * chunks + j) * 2 * C + i];
     total[i] = sum;
-    if (walk.chunk == 0) (i < C ? A + n * C : B + n * C - C)[i] = sum;
+    if (walk.chunk == 0) (i < C ? A[n * C + i] : B[n * C + i - C]) = sum;
   }
   __syncthreads();
   for (int i = walk.thread; i < 2 * groups; i += walk.threads) {
@@ -483,8 +484,8 @@ __global__ void __launch_bounds__(kBlockThreads, 3)
       });
 }
 
-/// How an image is cut for the fast kernels. An H100 holds 396 of their blocks at once; more would do what
-/// each block does first, and has to for its chunk, more often. And normalise has the moments of all chunks in
+/// How an image is cut for the fast kernels. An H100 holds 396 of their blocks at once, three
+/// on each multiprocessor, which the launch bounds make room for; more would do what each block does first, and has to for its chunk, more often. And normalise has the moments of all chunks in
 /// shared memory, of which three blocks get 32 KiB each on every GPU.
 template <class X>
 struct Cut {

@@ -97,8 +97,8 @@ inline unsigned blocks_for(int64_t n) {
 
 /// f(i) for each i in [0, n). A grid-stride loop: any grid does any n, so that the grid can be what
 /// fills the GPU and not what n asks for. Neighbouring threads take neighbouring i: where f reads
-/// and writes element i of arrays, the 32 accesses of a warp are one of 128 bytes. f is read where the
-/// launch put it: a copy of one with arrays would lie in memory, for registers have no index.
+/// and writes element i of arrays, the 32 accesses of a warp are one of 128 bytes. __grid_constant__: f stays
+/// in constant memory. One with arrays that are indexed (Strided) would be copied to each thread's own memory.
 template <class F>
 __global__ void for_each(int64_t n, const __grid_constant__ F f) {
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;

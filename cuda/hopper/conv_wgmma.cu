@@ -66,7 +66,8 @@ __global__ void __launch_bounds__(kThreads, Tile::kBlocks)
       copy_patches(x, s, begin, tap, c, stage.a, full);
       if constexpr (turned) {
         for (int half = 0; half < Tile::kColumns / 64; ++half) {
-          copy_tile(weight, c, taps - 1 - tap, c_out + half * 64, stage.b + half * kHalfTile, full);
+          copy_tile(weight, c, taps - 1 - tap, c_out + half * 64, stage.b + half * kBlockTile,
+                    full);
         }
       } else {
         copy_tile(weight, c_out, tap, c, stage.b, full);
@@ -113,12 +114,12 @@ __global__ void __launch_bounds__(kThreads)
           const Box begin = begin_of(first + step, s, box);
           for (int half = 0; half < WeightTile::kRows / 64; ++half) {
             copy_tile(dout, begin.n, begin.h, begin.w, c_out + half * 64,
-                      stage.a + half * kHalfTile, full);
+                      stage.a + half * kBlockTile, full);
           }
           for (int i = 0; i < kPieces; ++i) {  // those beyond the last tap are not stored
             const int piece = min(first_piece + i, pieces(s) - 1);
             copy_patches(x, s, begin, piece / pieces_c, piece % pieces_c * 64,
-                         stage.b + i * kHalfTile, full);
+                         stage.b + i * kBlockTile, full);
           }
         });
   }

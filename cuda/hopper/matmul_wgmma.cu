@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kThreads)
     return produce<Tile>(shared, steps, [&](int step, Tile::Stage& stage, uint64_t* full) {
       copy_tile(a, first_row, step * kDepth, stage.a, full);
       for (int half = 0; half < Tile::kColumns / 64; ++half) {
-        copy_tile(b, step * kDepth, first_column + half * 64, stage.b + half * kHalfTile, full);
+        copy_tile(b, step * kDepth, first_column + half * 64, stage.b + half * kBlockTile, full);
       }
     });
   }

@@ -17,9 +17,11 @@
 //   registers first.
 //
 // How large a block's tile is decides how much must come from the L2 cache. A step of 64 k of 128 x 128
-// sums takes 512 cycles of a multiprocessor's tensor cores and 32 KB, 64 bytes a cycle, which is more than
-// the cache has for all 132 of them. 128 x 256 or 256 x 128 take 48 KB in 1,024 cycles. But where a product
-// is small, larger tiles leave multiprocessors without one (Blocking).
+// sums takes 512 cycles of a multiprocessor's tensor cores and 32 KB, 64 bytes a cycle, from a cache that 132
+// of them share. 128 x 256 or 256 x 128 take 48 KB in 1,024 cycles. But where a product is small, larger tiles
+// leave multiprocessors without one (Blocking).
+//
+// The outers of a factor are the rows of a, or the columns of b: what is not k.
 //
 // How tiles lie: a row is 64 bfloat16 = 128 bytes, all 32 banks once. Read by columns, rows would
 // collide; so the engine exchanges the 16-byte pieces of a row, piece p of row r going to p xor r % 8,
@@ -41,7 +43,7 @@ constexpr int kGroup = 128, kGroups = 2;  // threads of a warpgroup; consumers
 constexpr int kThreads = kGroups * kGroup + 32;
 constexpr int kInstructionDepth = 16;                     // k of one wgmma
 constexpr int kPattern = 8 * 64 * sizeof(__nv_bfloat16);  // bytes, of 8 swizzled rows
-constexpr int kHalfTile = 64 * 64;                        // elements: 64 k of 64 outers
+constexpr int kBlockTile = 64 * 64;                       // elements: 64 k of 64 outers
 
 /// How a factor's tile lies, with an outer index that counts rows of the product in a and columns in b:
 /// rows of 64 k, one an outer; or for each 64 outers 64 rows, one a k.
@@ -72,13 +74,16 @@ struct Blocking {
   }
 };
 
-/// Of the k from `k` on, and the outers from 64 * half on. The two distances are those from 64 outers to the
-/// next (not read where a row is along k) and from pattern to pattern.
+/// Tells wgmma of the k from `k` on, and the outers from 64 * block on. In bits 0 to 13 the address, from 16 on the
+/// distance from 64 outers to the next (not read where a row is along k), from 32 on that from pattern to
+/// pattern, all in units of 16 bytes; in 62 and 63 the swizzle. Along k the address may lie within a row: which
+/// pieces are exchanged follows from bits of the address, so a tile must begin at a multiple of a pattern, and its
+/// parts need not.
 template <Layout layout>
-__device__ uint64_t descriptor(const __nv_bfloat16* tile, int half, int k) {
-  constexpr uint64_t kSwizzle128 = 1, kHalfBytes = kHalfTile * sizeof(__nv_bfloat16);
-  const __nv_bfloat16* begin = tile + half * kHalfTile + (layout == Layout::kAlongK ? k : k * 64);
-  return (shared_address(begin) & 0x3ffff) >> 4 | kHalfBytes >> 4 << 16 |
+__device__ uint64_t descriptor(const __nv_bfloat16* tile, int block, int k) {
+  constexpr uint64_t kSwizzle128 = 1, kBlockBytes = kBlockTile * sizeof(__nv_bfloat16);
+  const __nv_bfloat16* begin = tile + block * kBlockTile + (layout == Layout::kAlongK ? k : k * 64);
+  return (shared_address(begin) & 0x3ffff) >> 4 | kBlockBytes >> 4 << 16 |
          uint64_t{kPattern >> 4} << 32 | kSwizzle128 << 62;
 }
 
@@ -97,7 +102,7 @@ template <class Blocking, class Copy>
 __device__ void produce(typename Blocking::Shared& shared, int steps, const Copy& copy) {
   for (int step = 0; step < steps; ++step) {
     const int s = step % Blocking::kStages, round = step / Blocking::kStages;
-    wait(&shared.empty[s], round % 2 ^ 1);
+    wait(&shared.empty[s], round % 2 ^ 1);  // a fresh barrier's passes at once
     // What is beyond an edge comes as zeros.
     arrive_and_expect(&shared.full[s], sizeof(typename Blocking::Stage));
     copy(step, shared.stages[s], &shared.full[s]);
@@ -144,8 +149,9 @@ __device__ void consume(typename Blocking::Shared& shared, int group, int steps,
   pin(sums);
 }
 
-/// A thread's sums: of each 8 columns two neighbours, in each of two rows, 8 apart. The four lanes of a row
-/// exchange them, 4 x 4, so that each has 8 neighbours, of one 8 columns out of four.
+/// Lane l has sums of rows l / 4 and l / 4 + 8, of every 8 columns two: 2 (l % 4) and the next, in that order in
+/// sum[column / 8 * 4 + (row is the lower one) * 2 + 0 or 1]. The four lanes of a row exchange pairs, 4 x 4, so
+/// that each has 8 neighbours, of one 8 columns out of four.
 __device__ inline void exchange(uint32_t (&pairs)[4]) {
   for (int distance = 1; distance <= 2; distance *= 2) {
     const bool upper = (threadIdx.x & distance) != 0;
