@@ -147,22 +147,24 @@ TEST(CudaRungs, HopperGetsWhatItsCopyEngineTakes) {
     const Tensor x = on_gpu({1, 3, 3, C}), weight = on_gpu({8, 3, 3, C}),
                  out = on_gpu({1, 3, 3, 8});
     const auto expect_kernel = [&](const std::string& of_8, const std::string& of_7) {
-      const std::string kernel(last_kernel());
-      EXPECT_THAT(kernel, HasSubstr(C == 8 ? "::" + of_8 : of_7));
+      const std::string kernel(last_kernel()), name = "::" + (C == 8 ? of_8 : of_7);
+      // Of a template clang names no arguments.
+      EXPECT_TRUE(kernel.ends_with(name) || kernel.find(name + "<") != kernel.npos)
+          << kernel << ", not " << name;
     };
     backend.conv2d(x, weight, {}, {}, {1, 1}, out);
-    expect_kernel("conv<", "::conv<");  // x with an eighth channel of zeros
+    expect_kernel("conv", "conv");  // x with an eighth channel of zeros
     backend.conv2d_backward_input(out, weight, {1, 1}, x);
-    expect_kernel("conv<", "wmma_product");
+    expect_kernel("conv", "wmma_product");
     backend.conv2d_backward_weight(x, out, {1, 1}, weight);
-    expect_kernel("conv_backward_weight", "TakeChannels");  // all but the eighth
+    expect_kernel("conv_backward_weight", "for_each");  // all but the eighth
     const Tensor rows = on_gpu({1, 5, C}), right = on_gpu({1, C, 8}), product = on_gpu({1, 5, 8});
     backend.matmul(rows, false, right, false, product);
-    expect_kernel("conv<", "wmma_product");
+    expect_kernel("conv", "wmma_product");
     backend.matmul(rows, true, product, false, right);
     expect_kernel("conv_backward_weight", "wmma_product");
     backend.matmul(product, false, right, true, rows);
-    expect_kernel("conv<", "wmma_product");
+    expect_kernel("conv", "wmma_product");
   }
   set_product_precision(Precision::kFloat32);
 }
