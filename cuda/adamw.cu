@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "core/adamw_coefficients.h"
 #include "cuda/cuda_backend.h"
 #include "cuda/parallel.h"
 
@@ -56,28 +57,6 @@ class Tables {
   std::optional<Buffer<unsigned char>> device_;
 };
 
-/// The constants of a step are rounded once from float64.
-template <class T>
-struct Coefficients {
-  T beta1, one_minus_beta1, beta2, one_minus_beta2;
-  T decay;       // 1 - lr * weight_decay
-  T step_size;   // lr / (1 - beta1^t)
-  T root_scale;  // sqrt(1 - beta2^t)
-  T adam_eps;
-  T grad_scale;
-
-  explicit Coefficients(const AdamWStep& s)
-      : beta1(static_cast<T>(s.beta1)),
-        one_minus_beta1(static_cast<T>(1 - s.beta1)),
-        beta2(static_cast<T>(s.beta2)),
-        one_minus_beta2(static_cast<T>(1 - s.beta2)),
-        decay(static_cast<T>(1 - s.lr * s.weight_decay)),
-        step_size(static_cast<T>(s.lr / (1 - std::pow(s.beta1, static_cast<double>(s.step))))),
-        root_scale(static_cast<T>(std::sqrt(1 - std::pow(s.beta2, static_cast<double>(s.step))))),
-        adam_eps(static_cast<T>(s.adam_eps)),
-        grad_scale(static_cast<T>(s.grad_scale)) {}
-};
-
 template <class T>
 struct Parameter {
   T *param, *m, *v;
@@ -113,7 +92,7 @@ __device__ void for_elements(int64_t first, int64_t end, const F& f) {
 /// Each array is read and written once.
 template <class T>
 __global__ void adamw_step(const __grid_constant__ AllParameters<T> all,
-                           const __grid_constant__ Coefficients<T> k,
+                           const __grid_constant__ AdamWCoefficients<T> k,
                            const double* only_if_finite) {
   if (only_if_finite != nullptr && !isfinite(*only_if_finite)) return;
   const Chunk chunk = all.chunks[blockIdx.x];
@@ -209,7 +188,7 @@ void launch_adamw(Backend& backend, std::span<const AdamWBuffers> all, const Ada
       AllParameters<T>{tables.at<Parameter<T>>(parameters_at), tables.at<T*>(ema_at),
                        tables.at<double>(rest_at), tables.at<Chunk>(chunks_at),
                        static_cast<int>(rest.size())},
-      Coefficients<T>(step), step.only_if_finite.as<double>());
+      AdamWCoefficients<T>(step), step.only_if_finite.as<double>());
 }
 
 template <class T>

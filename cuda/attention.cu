@@ -252,9 +252,7 @@ LaunchConfig launch_config(const Heads<X>& s, int64_t N, int rows) {
 bool by_tensor_cores(Rung rung, const ConstView& qkv, int64_t heads,
                      std::initializer_list<const void*> arrays) {
   return rung != Rung::kPlain && rung != Rung::kTiled &&
-         attention_mma_takes(qkv, qkv.shape[2] / heads / 3) &&
-         std::all_of(arrays.begin(), arrays.end(),
-                     [](const void* array) { return is_aligned(array, 16); });
+         attention_mma_takes(qkv, qkv.shape[2] / heads / 3) && are_aligned(arrays);
 }
 
 }  // namespace

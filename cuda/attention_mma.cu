@@ -121,6 +121,16 @@ __device__ inline void load_statistics(const float* of_head, int first, int coun
   copy_async<4>(&tile[threadIdx.x], of_head + (exists ? first + threadIdx.x : 0), exists);
 }
 
+/// Until the copies of the own rows are there, which were started before; meanwhile those of the first tile begin.
+template <class Load>
+__device__ void wait_for_own(const Load& load) {
+  commit_copies();
+  load(0, 0);
+  commit_copies();
+  wait_for_copies<1>();
+  __syncthreads();
+}
+
 /// Calls work(first, stage) for each tile of `count` rows, whose copies load(first, stage) has started.
 /// The copies before this are there before the first, and load(0, 0) is one of them.
 template <class Load, class Work>
@@ -199,9 +209,8 @@ __device__ void mask(Sums<columns>& logits, int end) {
 
 /// The product of two registers of two numbers.
 __device__ inline float dot(uint32_t a, uint32_t b) {
-  const auto first = [](uint32_t pair) { return __uint_as_float(pair << 16); };
-  const auto second = [](uint32_t pair) { return __uint_as_float(pair & 0xffff0000); };
-  return first(a) * first(b) + second(a) * second(b);
+  const float2 x = unpack(a), y = unpack(b);
+  return x.x * y.x + x.y * y.y;
 }
 
 /// Over the four lanes that share a row.
@@ -253,11 +262,7 @@ __global__ void __launch_bounds__(kThreads, blocks_of(W, 4))
     load_tile(v, first, shared.others[stage][1]);
   };
   load_tile(s.rows(qkv, 0), first_own, shared.own);
-  commit_copies();
-  load(0, 0);
-  commit_copies();
-  wait_for_copies<1>();
-  __syncthreads();
+  wait_for_own(load);
   Factor<W> q;
   load_own(shared.own, q);
 
@@ -314,11 +319,7 @@ __global__ void __launch_bounds__(kThreads, blocks_of(W, 4))
   load_tile(s.rows(qkv, 0), first_own, shared.own);
   load_tile(s.out_rows(dout), first_own, shared.others[1][0]);
   load_tile(s.out_rows(out), first_own, shared.others[1][1]);
-  commit_copies();
-  load(0, 0);
-  commit_copies();
-  wait_for_copies<1>();
-  __syncthreads();
+  wait_for_own(load);
   Factor<W> q, own_dout;
   load_own(shared.own, q);
   load_own(shared.others[1][0], own_dout);
@@ -373,11 +374,7 @@ __global__ void __launch_bounds__(kThreads, blocks_of(W, 3))
   };
   load_tile(s.rows(qkv, 1), first_own, shared.own);
   load_tile(s.rows(qkv, 2), first_own, shared.others[1][0]);
-  commit_copies();
-  load(0, 0);
-  commit_copies();
-  wait_for_copies<1>();
-  __syncthreads();
+  wait_for_own(load);
   Factor<W> k, v;
   load_own(shared.own, k);
   load_own(shared.others[1][0], v);

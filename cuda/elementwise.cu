@@ -40,11 +40,11 @@ void launch_packs(int64_t n, const F& f, Out* out, const In*... in) {
 
 template <class Out, class F, class... In>
 void launch_map(int64_t n, const F& f, Out* out, const In*... in) {
-  constexpr int kWidth = 16 / std::max({sizeof(Out), sizeof(In)...});
+  constexpr int kTogether = 16 / std::max({sizeof(Out), sizeof(In)...});
   if (n == 0) return;
   const bool aligned =
-      is_aligned(out, sizeof(Out) * kWidth) && (is_aligned(in, sizeof(In) * kWidth) && ...);
-  if (aligned && n % kWidth == 0) return launch_packs<kWidth>(n, f, out, in...);
+      is_aligned(out, sizeof(Out) * kTogether) && (is_aligned(in, sizeof(In) * kTogether) && ...);
+  if (aligned && n % kTogether == 0) return launch_packs<kTogether>(n, f, out, in...);
   launch_packs<1>(n, f, out, in...);
 }
 

@@ -57,7 +57,7 @@ void CudaBackend::copy_slice(ConstView x, int axis, int64_t x_begin, int64_t cou
   };
   // The widest word that all rows are made of and begin at a multiple of.
   const int64_t common = std::gcd(std::gcd(row, x_stride), out_stride);
-  const bool is_wide = common % 16 == 0 && is_aligned(from, 16) && is_aligned(to, 16);
+  const bool is_wide = common % 16 == 0 && are_aligned({from, to});
   if (is_wide) return copy_words(uint4{});
   for_word(x.dtype, copy_words);
 }

@@ -205,9 +205,6 @@ __global__ void weight_gradients(Norm<X> s, int64_t N, const Computed<X>* A, con
 // each row takes every rows-th position of the chunk.
 
 template <class X>
-constexpr int kWidth = 16 / sizeof(X);  // channels of a pack
-
-template <class X>
 using Packed = Pack<X, kWidth<X>>;
 
 /// The packs of a thread's positions, by their numbers within the image.
@@ -513,9 +510,7 @@ struct Cut {
 /// Packs must fit, a row of them a block, the moments of a chunk its memory, and an image what an int counts.
 template <class X>
 bool takes_packs(const Norm<X>& s, std::initializer_list<const void*> arrays) {
-  const bool aligned = std::all_of(arrays.begin(), arrays.end(),
-                                   [](const void* array) { return is_aligned(array, 16); });
-  return aligned && s.C % kWidth<X> == 0 && s.C / kWidth<X> <= kBlockThreads &&
+  return are_aligned(arrays) && s.C % kWidth<X> == 0 && s.C / kWidth<X> <= kBlockThreads &&
          Cut<X>::most_chunks(s) >= 1 && s.P * s.C <= INT32_MAX;
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <initializer_list>
 #include <type_traits>
 
 #include <cuda_bf16.h>
@@ -52,6 +53,11 @@ __device__ T stored(Computed<T> number) {
   }
 }
 
+/// Two neighbours in bfloat16, as a register holds them (pack(), mma_instructions.h).
+__device__ inline float2 unpack(uint32_t pair) {
+  return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000));
+}
+
 /// Calls f(T{}) with the type that elements are stored as; Computed<T> is what to compute with.
 template <class F>
 void for_stored(DType dtype, const F& f) {
@@ -66,8 +72,17 @@ struct alignas(sizeof(T) * n) Pack {
   T at[n];
 };
 
+/// As many elements as 16 bytes hold.
+template <class T>
+constexpr int kWidth = 16 / sizeof(T);
+
 inline bool is_aligned(const void* data, size_t bytes) {
   return reinterpret_cast<uintptr_t>(data) % bytes == 0;
+}
+/// Do all begin at multiples of 16 bytes?
+inline bool are_aligned(std::initializer_list<const void*> arrays) {
+  return std::all_of(arrays.begin(), arrays.end(),
+                     [](const void* array) { return is_aligned(array, 16); });
 }
 
 /// Calls f(Word{}) with an integer as large as an element, for kernels that only move them.

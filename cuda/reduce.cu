@@ -136,22 +136,21 @@ __global__ void sum_chunks_of_columns(int chunks, int64_t columns, const T* x, T
 /// Returns false where x is no such matrix.
 template <class X, class T>
 bool sum_columns(Backend& backend, int64_t rows, int64_t columns, const X* x, T* out) {
-  constexpr int kWidth = 16 / sizeof(X);
   constexpr int64_t kRowsPerThread = 16, kMaxChunks = 512;
-  const int64_t packs = columns / kWidth;
-  if (columns % kWidth != 0 || packs == 0 || packs > kBlockThreads || !is_aligned(x, 16) ||
-      !is_aligned(out, sizeof(T) * kWidth))
+  const int64_t packs = columns / kWidth<X>;
+  if (columns % kWidth<X> != 0 || packs == 0 || packs > kBlockThreads || !is_aligned(x, 16) ||
+      !is_aligned(out, sizeof(T) * kWidth<X>))
     return false;
   const int64_t block_rows = kBlockThreads / packs;
   const int64_t chunk = std::max(block_rows * kRowsPerThread, ceil_div<int64_t>(rows, kMaxChunks));
   const int64_t chunks = ceil_div(rows, chunk);
   const auto sum = [&](T* to) {
-    launch<column_sums<X, kWidth>>(
+    launch<column_sums<X, kWidth<X>>>(
         {.grid = static_cast<unsigned>(chunks),
          .block = {static_cast<unsigned>(packs), static_cast<unsigned>(block_rows)},
          .shared_bytes = static_cast<size_t>(block_rows * columns) * sizeof(T)},
-        rows, chunk, reinterpret_cast<const Pack<X, kWidth>*>(x),
-        reinterpret_cast<Pack<T, kWidth>*>(to));
+        rows, chunk, reinterpret_cast<const Pack<X, kWidth<X>>*>(x),
+        reinterpret_cast<Pack<T, kWidth<X>>*>(to));
   };
   if (chunks == 1) {
     sum(out);

@@ -138,9 +138,8 @@ void launch_resample(const ConstView& x, const View& out, const Shape& small, in
           F<T, width>{x.as<Pack<T, width>>(), out.as<Pack<T, width>>(), small[1], small[2],
                       small[3] / width, factor, static_cast<Computed<T>>(scale)});
     };
-    constexpr int kWidth = 16 / sizeof(T);
-    if (small[3] % kWidth == 0 && is_aligned(x.data, 16) && is_aligned(out.data, 16))
-      return of_width(std::integral_constant<int, kWidth>{});
+    if (small[3] % kWidth<T> == 0 && are_aligned({x.data, out.data}))
+      return of_width(std::integral_constant<int, kWidth<T>>{});
     of_width(std::integral_constant<int, 1>{});
   });
 }

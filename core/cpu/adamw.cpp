@@ -3,36 +3,15 @@
 #include <cmath>
 #include <vector>
 
+#include "core/adamw_coefficients.h"
 #include "core/cpu/cpu_backend.h"
 #include "core/cpu/parallel.h"
 
 namespace mutilde {
 namespace {
 
-/// The constants of a step, rounded once from float64.
 template <class T>
-struct Coefficients {
-  T beta1, one_minus_beta1, beta2, one_minus_beta2;
-  T decay;       // 1 - lr * weight_decay
-  T step_size;   // lr / (1 - beta1^t)
-  T root_scale;  // sqrt(1 - beta2^t)
-  T adam_eps;
-  T grad_scale;
-
-  explicit Coefficients(const AdamWStep& s)
-      : beta1(static_cast<T>(s.beta1)),
-        one_minus_beta1(static_cast<T>(1 - s.beta1)),
-        beta2(static_cast<T>(s.beta2)),
-        one_minus_beta2(static_cast<T>(1 - s.beta2)),
-        decay(static_cast<T>(1 - s.lr * s.weight_decay)),
-        step_size(static_cast<T>(s.lr / (1 - std::pow(s.beta1, static_cast<double>(s.step))))),
-        root_scale(static_cast<T>(std::sqrt(1 - std::pow(s.beta2, static_cast<double>(s.step))))),
-        adam_eps(static_cast<T>(s.adam_eps)),
-        grad_scale(static_cast<T>(s.grad_scale)) {}
-};
-
-template <class T>
-void update(const Coefficients<T>& k, const T* __restrict grad, T* __restrict param,
+void update(const AdamWCoefficients<T>& k, const T* __restrict grad, T* __restrict param,
             T* __restrict m, T* __restrict v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     const T g = k.grad_scale * grad[i];
@@ -63,7 +42,7 @@ double squares(const T* x, int64_t n) {
 
 /// One parameter.
 template <class T>
-void update(const Coefficients<T>& coefficients, const AdamWBuffers& buffers,
+void update(const AdamWCoefficients<T>& coefficients, const AdamWBuffers& buffers,
             std::span<const double> ema_rates) {
   // A chunk stays in the first-level cache while its averages are taken.
   constexpr int64_t kChunk = 1024;
@@ -115,8 +94,9 @@ void CpuBackend::adamw(std::span<const AdamWBuffers> parameters, const AdamWStep
                        std::span<const double> ema_rates) {
   if (step.only_if_finite && !std::isfinite(*step.only_if_finite.as<double>())) return;
   for (const AdamWBuffers& buffers : parameters) {
-    for_float(buffers.param.dtype,
-              [&](auto zero) { update(Coefficients<decltype(zero)>(step), buffers, ema_rates); });
+    for_float(buffers.param.dtype, [&](auto zero) {
+      update(AdamWCoefficients<decltype(zero)>(step), buffers, ema_rates);
+    });
     if (buffers.in_bfloat16) cast(buffers.param, buffers.in_bfloat16);
   }
 }

@@ -34,6 +34,7 @@
 
 #include "cuda/hopper/hopper.h"
 #include "cuda/hopper/instructions.h"
+#include "cuda/mma_instructions.h"
 #include "cuda/parallel.h"
 
 namespace mutilde::cuda::hopper {
@@ -166,18 +167,12 @@ __device__ inline void exchange(uint32_t (&pairs)[4]) {
   }
 }
 
-__device__ inline uint32_t rounded(float2 pair) {
-  const uint32_t low = __bfloat16_as_ushort(__float2bfloat16_rn(pair.x));
-  return low | uint32_t{__bfloat16_as_ushort(__float2bfloat16_rn(pair.y))} << 16;
-}
-
 __device__ inline float2 no_bias(int) { return make_float2(0, 0); }
 
 /// A pair in bfloat16 plus another.
 __device__ inline uint32_t plus(uint32_t a, uint32_t b) {
-  const auto low = [](uint32_t pair) { return __uint_as_float(pair << 16); };
-  const auto high = [](uint32_t pair) { return __uint_as_float(pair & 0xffff0000); };
-  return rounded(make_float2(low(a) + low(b), high(a) + high(b)));
+  const float2 x = unpack(a), y = unpack(b);
+  return pack(x.x + y.x, x.y + y.y);
 }
 
 /// Stores what this thread of a consumer has of the block's tile. at(row, column) is the place in out of the
@@ -217,7 +212,10 @@ __device__ void store_sums(int group, const typename Blocking::Sums& sums, Out* 
           for (int first = 0; first < 16; first += 4) {
             uint32_t pairs[4];
 #pragma unroll
-            for (int p = 0; p < 4; ++p) pairs[p] = rounded(pair_of(first + p));
+            for (int p = 0; p < 4; ++p) {
+              const float2 pair = pair_of(first + p);
+              pairs[p] = pack(pair.x, pair.y);
+            }
             exchange(pairs);
             const int64_t place = at(row, j * 128 + (first + lane % 4) * 8);
             if (place < 0) continue;

@@ -18,6 +18,7 @@
 #include "core/cpu/plain.h"
 #include "core/cpu/simd.h"
 #include "core/precision.h"
+#include "core/precision_scope.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -106,9 +107,8 @@ void in_each_precision(const std::function<void()>& check) {
   check();
   if (!std::is_same_v<T, float>) return;
   SCOPED_TRACE("in bfloat16");
-  set_product_precision(Precision::kBfloat16);
+  const PrecisionScope precision(Precision::kBfloat16);
   check();
-  set_product_precision(Precision::kFloat32);
 }
 
 /// x rounded to 8 bits of mantissa, to even at a tie.
@@ -208,10 +208,11 @@ TEST(CpuKernels, ProductsInBfloat16AreThoseOfRoundedFactors) {
         Data<float> fast = unwritten<float>(M * N), plain = fast, magnitudes = fast;
         const Shape a_shape = transpose_a ? Shape{1, K, M} : Shape{1, M, K},
                     b_shape = transpose_b ? Shape{1, N, K} : Shape{1, K, N};
-        set_product_precision(Precision::kBfloat16);
-        cpu().matmul(view(a, a_shape), transpose_a, view(b, b_shape), transpose_b,
-                     view(fast, {1, M, N}));
-        set_product_precision(Precision::kFloat32);
+        {
+          const PrecisionScope precision(Precision::kBfloat16);
+          cpu().matmul(view(a, a_shape), transpose_a, view(b, b_shape), transpose_b,
+                       view(fast, {1, M, N}));
+        }
         for (Data<float>* factors : {&a, &b}) {
           for (float& x : *factors) x = rounded_to_bf16(x);
         }

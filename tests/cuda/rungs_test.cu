@@ -7,11 +7,11 @@
 
 #include "core/op_cases.h"
 #include "core/ops/ops.h"
+#include "core/precision_scope.h"
 #include "cuda/cuda_backend.h"
 #include "cuda/devices.h"
 #include "cuda/hopper/hopper.h"
 #include "cuda/matmul_ladder.h"
-#include "tests/cuda/precision_scope.h"
 #ifndef __CUDACC__
 #include "tests/cuda/emulation/fault_testing.h"
 #endif

@@ -9,10 +9,10 @@
 #include "core/op_cases.h"
 #include "core/ops/ops.h"
 #include "core/precision.h"
+#include "core/precision_scope.h"
 #include "cuda/devices.h"
 #include "diffusion/checkpoint.h"
 #include "diffusion/trainer.h"
-#include "tests/cuda/precision_scope.h"
 
 namespace mutilde {
 namespace {

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "core/op_cases.h"
+#include "core/precision_scope.h"
 #include "cuda/cuda_backend.h"
 #include "cuda/devices.h"
 #include "cuda/emulation/grid.h"
@@ -124,12 +125,13 @@ TEST(CudaRungs, TheEnvironmentForcesOne) {
   EXPECT_THAT(product_kernel("wmma"), HasSubstr("wmma_product"));
   EXPECT_THAT(product_kernel("auto"), HasSubstr("tiled_product"));
   EXPECT_THAT(product_kernel("wmma", DType::kFloat64), HasSubstr("tiled_product"));
-  set_product_precision(Precision::kBfloat16);
-  EXPECT_THAT(product_kernel("auto"), HasSubstr("wmma_product"));
-  EXPECT_THAT(product_kernel("auto", DType::kFloat64), HasSubstr("tiled_product"));
-  EXPECT_THAT(product_kernel("plain"), HasSubstr("plain_product"));
-  EXPECT_THAT(product_kernel("wgmma"), HasSubstr("wmma_product"));  // a 2 x 2 is too small for it
-  set_product_precision(Precision::kFloat32);
+  {
+    const PrecisionScope precision(Precision::kBfloat16);
+    EXPECT_THAT(product_kernel("auto"), HasSubstr("wmma_product"));
+    EXPECT_THAT(product_kernel("auto", DType::kFloat64), HasSubstr("tiled_product"));
+    EXPECT_THAT(product_kernel("plain"), HasSubstr("plain_product"));
+    EXPECT_THAT(product_kernel("wgmma"), HasSubstr("wmma_product"));  // a 2 x 2 is too small for it
+  }
   EXPECT_THAT(error_of([] { product_kernel("fast"); }),
               HasSubstr("MUTILDE_CUDA_RUNG is 'fast': auto, plain, tiled, wmma or wgmma expected"));
 }
@@ -138,7 +140,7 @@ TEST(CudaRungs, HopperGetsWhatItsCopyEngineTakes) {
   use_cuda();
   const OptionsScope scope;
   options().hopper = true;
-  set_product_precision(Precision::kBfloat16);
+  const PrecisionScope precision(Precision::kBfloat16);
   cuda::CudaBackend backend(0, cuda::Rung::kAutomatic);
   const auto on_gpu = [](const Shape& shape) {
     return Tensor::zeros(shape, DType::kFloat32, Device::cuda());
@@ -166,7 +168,6 @@ TEST(CudaRungs, HopperGetsWhatItsCopyEngineTakes) {
     backend.matmul(product, false, right, true, rows);
     expect_kernel("conv", "wmma_product");
   }
-  set_product_precision(Precision::kFloat32);
 }
 
 }  // namespace
