@@ -20,11 +20,10 @@ void add_to(Tensor& sum, const Tensor& term, const char* op) {
     sum = term;
     return;
   }
-  if (sum.dtype() == DType::kBFloat16 && !backend(sum).has_bfloat16_kernels()) {
+  if (is_short(sum.dtype()) && !backend(sum).has_kernels_for(sum.dtype())) {
     fail<DTypeError>(
-        "backward: cannot add up the bfloat16 cotangents of '{}', float32 or float64 "
-        "is expected",
-        op);
+        "backward: cannot add up the {} cotangents of '{}', float32 or float64 is expected",
+        name_of(sum.dtype()), op);
   }
   if (!sum.unique()) sum = sum.clone();
   backend(sum).accumulate(term, sum);

@@ -3,7 +3,7 @@
 //
 // Kernels take raw views (pointer, dtype, shape) of dense row-major data on their own device. They know
 // nothing of autograd, and trust their callers: the op has checked shapes and dtypes. Every floating-point
-// kernel takes float32 and float64, some of some backends bfloat16 (has_bfloat16_kernels); within a call all
+// kernel takes float32 and float64, some of some backends a short type (has_kernels_for); within a call all
 // floating views share a dtype unless a comment says otherwise. No result depends on the number of threads.
 //
 // In a kernel the gradient of `x` is `dx` and the incoming one is `dout`.
@@ -24,7 +24,9 @@ struct ConstView {
   const void* data = nullptr;
   DType dtype = DType::kFloat32;
   Shape shape;
-  const void* in_bfloat16 = nullptr;  // the same numbers, where the caller has them in bfloat16 too
+  const void* short_copy =
+      nullptr;  // the same numbers, where the caller has them in a short type too
+  DType short_type = DType::kBFloat16;
 
   int64_t numel() const { return shape.numel(); }
   explicit operator bool() const { return data != nullptr; }
@@ -42,7 +44,7 @@ struct View {
 
   int64_t numel() const { return shape.numel(); }
   explicit operator bool() const { return data != nullptr; }
-  operator ConstView() const { return {data, dtype, shape, nullptr}; }
+  operator ConstView() const { return {data, dtype, shape, nullptr, {}}; }
   template <class T>
   T* as() const {
     return static_cast<T*>(data);
@@ -96,7 +98,7 @@ struct AdamWBuffers {
   View param, first_moment, second_moment;
   ConstView grad;
   std::span<const View> ema;
-  View in_bfloat16 = {};  // a copy of param, to be one again after the step; or absent
+  View short_copy = {};  // of param, in a short type, to be one again after the step; or absent
 };
 
 /// Where random numbers come from: element i of a draw depends on (seed, stream, offset + i) alone.
@@ -133,11 +135,11 @@ class Backend {
   /// returns: so work may not wait for the device.
   virtual void launch_together(const std::function<void()>& work) { work(); }
 
-  /// Do the kernels of what lies between a network's layers take bfloat16 too? These are the elementwise ones,
-  /// sums, layout, linear, conv2d, group_norm, attention, upsample_nearest and sum_pool, and the gradients
-  /// of all. Then x, out, dout and dx are bfloat16; weights, biases, scale_shift, statistics, sums and their
-  /// gradients are float32, as is all arithmetic.
-  virtual bool has_bfloat16_kernels() const = 0;
+  /// Do the kernels of what lies between a network's layers take a short type too? These are the elementwise
+  /// ones, sums, layout, linear, conv2d, group_norm, attention, upsample_nearest and sum_pool, and the gradients
+  /// of all. Then x, out, dout and dx are of that type; weights, biases, scale_shift, statistics, sums and
+  /// their gradients are float32, as is all arithmetic.
+  virtual bool has_kernels_for(DType short_type) const = 0;
 
   // Elementwise.
   virtual void fill(double value, View out) = 0;  // any dtype

@@ -9,6 +9,7 @@ size_t size_of(DType dtype) {
     case DType::kFloat64:
       return 8;
     case DType::kBFloat16:
+    case DType::kFloat16:
       return 2;
     case DType::kInt32:
       return 4;
@@ -28,6 +29,8 @@ const char* name_of(DType dtype) {
       return "float64";
     case DType::kBFloat16:
       return "bfloat16";
+    case DType::kFloat16:
+      return "float16";
     case DType::kInt32:
       return "int32";
     case DType::kInt64:

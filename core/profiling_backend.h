@@ -38,7 +38,9 @@ class ProfilingBackend final : public Backend {
   MemoryStats memory_stats() const override { return inner_.memory_stats(); }
   void reset_peak_memory() override { inner_.reset_peak_memory(); }
   void synchronize() override { inner_.synchronize(); }
-  bool has_bfloat16_kernels() const override { return inner_.has_bfloat16_kernels(); }
+  bool has_kernels_for(DType short_type) const override {
+    return inner_.has_kernels_for(short_type);
+  }
   void copy(const void* from, void* to, size_t bytes) override;
   void copy_from_host(const void* host, void* device, size_t bytes) override;
   void copy_to_host(const void* device, void* host, size_t bytes) override;

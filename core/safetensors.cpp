@@ -28,12 +28,11 @@ constexpr const char* kMetadataKey = "__metadata__";
 struct StoredType {
   const char* name;
   DType dtype;
-  size_t bytes;
 };
-constexpr StoredType kStoredTypes[] = {{"F32", DType::kFloat32, 4},   {"F64", DType::kFloat64, 8},
-                                       {"BF16", DType::kBFloat16, 2}, {"I32", DType::kInt32, 4},
-                                       {"I64", DType::kInt64, 8},     {"U8", DType::kUInt8, 1},
-                                       {"F16", DType::kFloat32, 2}};
+constexpr StoredType kStoredTypes[] = {{"F32", DType::kFloat32}, {"F64", DType::kFloat64},
+                                       {"F16", DType::kFloat16}, {"BF16", DType::kBFloat16},
+                                       {"I32", DType::kInt32},   {"I64", DType::kInt64},
+                                       {"U8", DType::kUInt8}};
 
 /// Text from the file as it may appear in an error: quoted, one line, not too long.
 std::string quoted(const std::string& text) {
@@ -41,18 +40,6 @@ std::string quoted(const std::string& text) {
   if (text.size() <= kLongest)
     return json(text).dump(-1, ' ', true, json::error_handler_t::replace);
   return quoted(text.substr(0, kLongest - 3) + "...");
-}
-
-float from_float16(uint16_t bits) {
-  const uint32_t sign = (bits & 0x8000u) << 16;
-  const uint32_t exponent = (bits >> 10) & 0x1Fu;
-  const uint32_t mantissa = bits & 0x3FFu;
-  if (exponent == 0) {  // zero or subnormal: mantissa * 2^-24
-    const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-    return sign != 0 ? -magnitude : magnitude;
-  }
-  const uint32_t exponent32 = exponent == 31 ? 255u : exponent + 112u;  // the biases are 15 and 127
-  return std::bit_cast<float>(sign | (exponent32 << 23) | (mantissa << 13));
 }
 
 /// Parses the header's JSON, which alone would keep the last of two equal
@@ -156,7 +143,7 @@ class SafetensorsHeader {
       refuse("tensor {} has {} axes, at most {} are possible", name, sizes.size(),
              int{Shape::kMaxRank});
     }
-    int64_t bytes = static_cast<int64_t>(type.bytes);
+    int64_t bytes = static_cast<int64_t>(size_of(type.dtype));
     bool empty = false;
     for (const int64_t size : sizes) {  // as Shape counts: an axis of 0 excuses no other
       empty |= size == 0;
@@ -177,8 +164,7 @@ class SafetensorsHeader {
              offsets[0], offsets[1], offsets[1] - offsets[0], fmt::join(sizes, ","), type.name,
              bytes);
     }
-    const bool float16 = std::string_view(type.name) == "F16";
-    return {type.dtype, float16, Shape(sizes), static_cast<uint64_t>(offsets[0]),
+    return {type.dtype, Shape(sizes), static_cast<uint64_t>(offsets[0]),
             static_cast<uint64_t>(offsets[1])};
   }
 
@@ -266,28 +252,19 @@ const SafetensorsFile::Entry& SafetensorsFile::entry(const std::string& name) co
 Tensor SafetensorsFile::read(const std::string& name) const {
   const Entry& found = entry(name);
   const size_t bytes = found.end - found.begin;
-  const auto read_to = [&](void* memory) {
-    if (bytes == 0) return;
-    if (::fseeko(file_.get(), static_cast<off_t>(data_begin_ + found.begin), SEEK_SET) != 0 ||
-        std::fread(memory, 1, bytes, file_.get()) != bytes) {
-      fail<FileError>("safetensors: cannot read tensor {} of {}", quoted(name), path_.string());
-    }
-  };
   Tensor tensor = Tensor::empty(found.shape, found.dtype);
-  if (!found.float16) {
-    read_to(tensor.raw());
-    return tensor;
+  if (bytes == 0) return tensor;
+  if (::fseeko(file_.get(), static_cast<off_t>(data_begin_ + found.begin), SEEK_SET) != 0 ||
+      std::fread(tensor.raw(), 1, bytes, file_.get()) != bytes) {
+    fail<FileError>("safetensors: cannot read tensor {} of {}", quoted(name), path_.string());
   }
-  std::vector<uint16_t> halves(bytes / sizeof(uint16_t));
-  read_to(halves.data());
-  std::transform(halves.begin(), halves.end(), tensor.data<float>(), from_float16);
   return tensor;
 }
 
 namespace {
 
 const char* stored_name(DType dtype) {
-  for (const StoredType& type : kStoredTypes) {  // F16 comes last, so float32 finds F32
+  for (const StoredType& type : kStoredTypes) {
     if (type.dtype == dtype) return type.name;
   }
   fail<DTypeError>("write_safetensors: dtype {} has no name in the format", name_of(dtype));

@@ -31,7 +31,6 @@ class SafetensorsFile {
 
   // Each throws FileError if there is no such tensor.
   const Shape& shape(const std::string& name) const { return entry(name).shape; }
-  /// The dtype that read() gives: the stored one, or float32 where float16 is stored.
   DType dtype(const std::string& name) const { return entry(name).dtype; }
   /// A new CPU tensor. Not safe from two threads at once: they would share the file's position.
   Tensor read(const std::string& name) const;
@@ -39,7 +38,6 @@ class SafetensorsFile {
  private:
   struct Entry {
     DType dtype = DType::kFloat32;
-    bool float16 = false;  // stored so, read as float32
     Shape shape;
     uint64_t begin = 0, end = 0;  // bytes, from the start of the data
   };

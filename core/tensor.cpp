@@ -18,7 +18,7 @@ struct Storage {
   size_t bytes;
   Device device;
   void* data;
-  Tensor in_bfloat16;  // or undefined
+  Tensor short_copy;  // or undefined
 };
 
 Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
@@ -134,22 +134,22 @@ void Tensor::copy_(const Tensor& from) const {
   }
   const Tensor local = from.detach().to(device());
   backend(*this).copy(local.raw(), raw(), bytes());
-  storage_->in_bfloat16 = {};
+  storage_->short_copy = {};
 }
 
-bool Tensor::has_bfloat16_copy() const {
-  return bytes() == storage_->bytes && storage_->in_bfloat16.defined();
+Tensor Tensor::short_copy() const {
+  const Tensor& kept = storage_->short_copy;
+  return bytes() == storage_->bytes && kept.defined() ? view_of(kept, shape_, 0) : Tensor{};
 }
 
-Tensor Tensor::in_bfloat16() const {
-  if (dtype_ == DType::kBFloat16) return detach();
-  if (!has_bfloat16_copy()) {
-    const NoGrad no_grad;
-    const Tensor copy = detach().to(DType::kBFloat16);
-    if (bytes() != storage_->bytes) return copy;  // of a part nothing is kept
-    storage_->in_bfloat16 = copy;
-  }
-  return view_of(storage_->in_bfloat16, shape_, 0);
+Tensor Tensor::shortened(DType type) const {
+  if (dtype_ == type) return detach();
+  const Tensor kept = short_copy();
+  if (kept.defined() && kept.dtype() == type) return kept;
+  const NoGrad no_grad;
+  const Tensor copy = detach().to(type);
+  if (bytes() == storage_->bytes) storage_->short_copy = copy;  // of a part nothing is kept
+  return copy;
 }
 
 Tensor& Tensor::set_requires_grad(bool wanted) {
@@ -200,5 +200,6 @@ MUTILDE_INSTANTIATE(int64_t)
 MUTILDE_INSTANTIATE(uint8_t)
 #undef MUTILDE_INSTANTIATE
 template BFloat16* Tensor::data<BFloat16>() const;
+template Float16* Tensor::data<Float16>() const;
 
 }  // namespace mutilde

@@ -62,7 +62,7 @@ class Tensor {
   double item() const;
 
   /// Views for kernels. A tensor is a handle, so a const one can be written through.
-  operator ConstView() const { return {raw(), dtype_, shape_, nullptr}; }
+  operator ConstView() const { return {raw(), dtype_, shape_, nullptr, {}}; }
   operator View() const { return {raw(), dtype_, shape_}; }
   void* raw() const;
 
@@ -76,10 +76,12 @@ class Tensor {
   Tensor clone() const;   // a copy of the data, outside the graph
   /// Overwrites the elements (same shape and dtype, any device). Not recorded by autograd.
   void copy_(const Tensor& from) const;
-  /// A copy in bfloat16, outside the graph. It is kept with the storage until copy_() changes the elements: a
-  /// parameter's many products share one. What else writes to a parameter (AdamW) writes to it too.
-  Tensor in_bfloat16() const;
-  bool has_bfloat16_copy() const;
+  /// A copy in a short type, outside the graph. It is kept with the storage until copy_() changes the elements,
+  /// or another type is asked for: a parameter's many products share one. What else writes to a parameter
+  /// (AdamW) writes to it too.
+  Tensor shortened(DType type) const;
+  /// The copy that is kept; undefined if there is none.
+  Tensor short_copy() const;
   /// True if no other tensor shares the storage.
   bool unique() const { return storage_.use_count() == 1; }
 

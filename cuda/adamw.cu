@@ -60,10 +60,21 @@ class Tables {
 template <class T>
 struct Parameter {
   T *param, *m, *v;
-  const T* grad;               // null: none, only the averages move
-  __nv_bfloat16* in_bfloat16;  // or null
+  const T* grad;     // null: none, only the averages move
+  void* short_copy;  // or null
   int64_t numel;
+  int64_t is_float16;  // the copy, else bfloat16
 };
+
+/// Element i of the copy. Which type it has is the same for a whole block.
+template <class T>
+__device__ void store_short(const Parameter<T>& p, int64_t i, float value) {
+  if (p.is_float16 != 0) {
+    static_cast<__half*>(p.short_copy)[i] = stored<__half>(value);
+  } else {
+    static_cast<__nv_bfloat16*>(p.short_copy)[i] = stored<__nv_bfloat16>(value);
+  }
+}
 
 /// The tables, and their like for the averages: ema[i * averages + e] is parameter i's average at the
 /// rate 1 - rest[e].
@@ -117,8 +128,7 @@ __global__ void adamw_step(const __grid_constant__ AllParameters<T> all,
         p.m[i] = m[j];
         p.v[i] = v[j];
         p.param[i] = param[j];
-        if (p.in_bfloat16 != nullptr)
-          p.in_bfloat16[i] = __float2bfloat16_rn(static_cast<float>(param[j]));
+        if (p.short_copy != nullptr) store_short(p, i, static_cast<float>(param[j]));
       });
     }
     for (int e = 0; e < all.averages; ++e) {
@@ -174,7 +184,8 @@ void launch_adamw(Backend& backend, std::span<const AdamWBuffers> all, const Ada
     append_chunks(chunks, static_cast<int64_t>(parameters.size()), buffers.param.numel());
     parameters.push_back({buffers.param.as<T>(), buffers.first_moment.as<T>(),
                           buffers.second_moment.as<T>(), buffers.grad.as<T>(),
-                          buffers.in_bfloat16.as<__nv_bfloat16>(), buffers.param.numel()});
+                          buffers.short_copy.data, buffers.param.numel(),
+                          buffers.short_copy.dtype == DType::kFloat16});
     for (const View& average : buffers.ema) ema.push_back(average.as<T>());
   }
   for (const double rate : ema_rates) rest.push_back(1 - rate);

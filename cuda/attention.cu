@@ -17,8 +17,8 @@
 // log-sum-exp:
 //   P = exp(S - log_sum_exp), S = q k^T D^-1/2    dS = P * (dout v^T - delta), delta = rowsum(dout * out)
 //
-// Elements are stored as X and computed with as T: a bfloat16 as a float32. Heads of most sizes of bfloat16
-// go to the tensor cores instead (attention_mma.cu), unless a plainer rung is asked for.
+// Elements are stored as X and computed with as T: a short type as float32. Heads of most sizes of a short
+// type go to the tensor cores instead (attention_mma.cu), unless a plainer rung is asked for.
 #include <algorithm>
 #include <cmath>
 #include <initializer_list>
@@ -259,8 +259,11 @@ bool by_tensor_cores(Rung rung, const ConstView& qkv, int64_t heads,
 
 void CudaBackend::attention(ConstView qkv, int64_t heads, View out, View log_sum_exp) {
   if (out.numel() == 0) return;
-  if (by_tensor_cores(rung_, qkv, heads, {qkv.data, out.data}))
-    return attention_mma(qkv, heads, out.as<__nv_bfloat16>(), log_sum_exp.as<float>());
+  if (by_tensor_cores(rung_, qkv, heads, {qkv.data, out.data})) {
+    return for_short(qkv.dtype, [&](auto zero) {
+      attention_mma(qkv, heads, out.as<decltype(zero)>(), log_sum_exp.as<float>());
+    });
+  }
   for_stored(qkv.dtype, [&](auto zero) {
     using X = decltype(zero);
     using T = Computed<X>;
@@ -275,8 +278,11 @@ void CudaBackend::attention_backward(ConstView qkv, int64_t heads, ConstView out
   if (out.numel() == 0) return;
   if (by_tensor_cores(rung_, qkv, heads, {qkv.data, out.data, dout.data, dqkv.data})) {
     const Buffer<float> delta(*this, log_sum_exp.numel());
-    return attention_backward_mma(qkv, heads, out.as<__nv_bfloat16>(), log_sum_exp.as<float>(),
-                                  dout.as<__nv_bfloat16>(), delta.data(), dqkv.as<__nv_bfloat16>());
+    return for_short(qkv.dtype, [&](auto zero) {
+      using E = decltype(zero);
+      attention_backward_mma(qkv, heads, out.as<E>(), log_sum_exp.as<float>(), dout.as<E>(),
+                             delta.data(), dqkv.as<E>());
+    });
   }
   for_stored(qkv.dtype, [&](auto zero) {
     using X = decltype(zero);

@@ -1,4 +1,5 @@
-// Attention of bfloat16 tensors by tensor cores, in float32 between the products.
+// Attention of tensors of a short type E, bfloat16 or float16, by tensor cores, in float32 between the products.
+// (Weights are at most 1, and logits never leave float32: a forward pass in float16 overflows nowhere on the way.)
 //
 // The plan is that of attention.cu, with 16 rows a warp in place of one, so that its two steps become
 // products of matrices (mma_instructions.h):
@@ -80,15 +81,15 @@ struct Heads {
 };
 
 /// Rows of up to W numbers; what a row or the tile lacks is zeros.
-template <int W>
+template <class E, int W>
 struct Tile {
-  __nv_bfloat16 rows[kTileRows][W + 8];
+  E rows[kTileRows][W + 8];
 };
 
 /// The block's.
-template <int W>
+template <class E, int W>
 struct Shared {
-  Tile<W> own, others[2][2];  // [stage][array]
+  Tile<E, W> own, others[2][2];  // [stage][array]
   float log_sum_exp[2][kTileRows],
       delta[2][kTileRows];  // [stage]: of the others, if those are queries
 };
@@ -102,11 +103,11 @@ __device__ inline int lane() { return threadIdx.x % 32; }
 __device__ inline int first_row_of_warp() { return static_cast<int>(threadIdx.x) / 32 * kWarpRows; }
 
 /// Starts the copy of rows first, first + 1, ..., by the whole block.
-template <int W>
-__device__ void load_tile(const Rows<const __nv_bfloat16>& rows, int first, Tile<W>& tile) {
+template <class E, int W>
+__device__ void load_tile(const Rows<const E>& rows, int first, Tile<E, W>& tile) {
   constexpr int kPieces = W / 8, kRowsAtOnce = kThreads / kPieces;
   const int thread = threadIdx.x, row = thread / kPieces, d = thread % kPieces * 8;
-  const __nv_bfloat16* from = rows.data + int64_t{first + row} * rows.pitch + d;
+  const E* from = rows.data + int64_t{first + row} * rows.pitch + d;
   for (int i = 0; i < kTileRows; i += kRowsAtOnce, from += kRowsAtOnce * rows.pitch) {
     const bool exists = first + row + i < rows.count && d < rows.D;
     copy_async<16>(&tile.rows[row + i][d], exists ? from : rows.data, exists);
@@ -146,18 +147,19 @@ __device__ void for_tiles(int count, const Load& load, const Work& work) {
 }
 
 /// Of the warp's own rows numbers d, ..., d + 15, as left factor.
-template <int W>
-__device__ void load_own(const Tile<W>& tile, int d, uint32_t (&own)[4]) {
+template <class E, int W>
+__device__ void load_own(const Tile<E, W>& tile, int d, uint32_t (&own)[4]) {
   load_matrices(own, &tile.rows[first_row_of_warp() + lane() % 16][d + lane() / 16 * 8]);
 }
-template <int W>
-__device__ void load_own(const Tile<W>& tile, Factor<W>& own) {
+template <class E, int W>
+__device__ void load_own(const Tile<E, W>& tile, Factor<W>& own) {
   for (int i = 0; i < W / 16; ++i) load_own(tile, i * 16, own[i]);
 }
 
 /// sums = own times rows first, first + 1, ... of the others.
-template <int W, int columns>
-__device__ void dots(const Factor<W>& own, const Tile<W>& others, int first, Sums<columns>& sums) {
+template <int columns, class E, int W>
+__device__ void dots(const Factor<W>& own, const Tile<E, W>& others, int first,
+                     Sums<columns>& sums) {
   const int row = first + lane() % 8 + lane() / 16 * 8, d = lane() / 8 % 2 * 8;
   for (int j = 0; j < columns / 16; ++j) {
     for (int half = 0; half < 2; ++half) {
@@ -166,26 +168,26 @@ __device__ void dots(const Factor<W>& own, const Tile<W>& others, int first, Sum
     for (int k = 0; k < W / 16; ++k) {
       uint32_t b[4];
       load_matrices(b, &others.rows[row + j * 16][k * 16 + d]);
-      multiply(sums[j * 2], own[k], b[0], b[1]);
-      multiply(sums[j * 2 + 1], own[k], b[2], b[3]);
+      multiply<E>(sums[j * 2], own[k], b[0], b[1]);
+      multiply<E>(sums[j * 2 + 1], own[k], b[2], b[3]);
     }
   }
 }
 
 /// sums += weights times rows first, first + 1, ... of the others.
-template <int W, int columns>
-__device__ void add_rows(Sums<W>& sums, const Sums<columns>& weights, const Tile<W>& others,
+template <int columns, class E, int W>
+__device__ void add_rows(Sums<W>& sums, const Sums<columns>& weights, const Tile<E, W>& others,
                          int first) {
   const int row = first + lane() % 16, d = lane() / 16 * 8;
   for (int k = 0; k < columns / 16; ++k) {
     const float(&left)[4] = weights[k * 2], (&right)[4] = weights[k * 2 + 1];
-    const uint32_t a[] = {pack(left[0], left[1]), pack(left[2], left[3]), pack(right[0], right[1]),
-                          pack(right[2], right[3])};
+    const uint32_t a[] = {pack<E>(left[0], left[1]), pack<E>(left[2], left[3]),
+                          pack<E>(right[0], right[1]), pack<E>(right[2], right[3])};
     for (int j = 0; j < W / 16; ++j) {
       uint32_t b[4];
       load_transposed(b, &others.rows[row + k * 16][j * 16 + d]);
-      multiply(sums[j * 2], a, b[0], b[1]);
-      multiply(sums[j * 2 + 1], a, b[2], b[3]);
+      multiply<E>(sums[j * 2], a, b[0], b[1]);
+      multiply<E>(sums[j * 2 + 1], a, b[2], b[3]);
     }
   }
 }
@@ -208,8 +210,9 @@ __device__ void mask(Sums<columns>& logits, int end) {
 }
 
 /// The product of two registers of two numbers.
-__device__ inline float dot(uint32_t a, uint32_t b) {
-  const float2 x = unpack(a), y = unpack(b);
+template <class E>
+__device__ float dot(uint32_t a, uint32_t b) {
+  const float2 x = unpack<E>(a), y = unpack<E>(b);
   return x.x * y.x + x.y * y.y;
 }
 
@@ -225,36 +228,35 @@ __device__ inline float row_max(float x) {
 
 /// The warp's rows, times a factor, to rows first, ... of an array. They go through its part of a tile: so a
 /// lane writes 16 bytes, and 8 lanes whole lines.
-template <int W>
-__device__ void store_own(const Sums<W>& sums, float factor, Tile<W>& tile,
-                          const Rows<__nv_bfloat16>& rows, int first) {
+template <class E, int W>
+__device__ void store_own(const Sums<W>& sums, float factor, Tile<E, W>& tile, const Rows<E>& rows,
+                          int first) {
   constexpr int kPieces = W / 8;
   const int warp_row = first_row_of_warp();
   __syncwarp();  // the warp has done with what was there
   for (int j = 0; j < W / 8; ++j) {
     for (int half = 0; half < 2; ++half) {
-      const auto pair = make_float2(sums[j][half * 2] * factor, sums[j][half * 2 + 1] * factor);
-      *reinterpret_cast<__nv_bfloat162*>(
-          &tile.rows[warp_row + half * 8 + lane() / 4][j * 8 + lane() % 4 * 2]) =
-          __float22bfloat162_rn(pair);
+      E* to = &tile.rows[warp_row + half * 8 + lane() / 4][j * 8 + lane() % 4 * 2];
+      *reinterpret_cast<uint32_t*>(to) =
+          pack<E>(sums[j][half * 2] * factor, sums[j][half * 2 + 1] * factor);
     }
   }
   __syncwarp();
   for (int i = lane(); i < kWarpRows * kPieces; i += 32) {
     const int row = warp_row + i / kPieces, d = i % kPieces * 8;
     if (first + row < rows.count && d < rows.D) {
-      const __nv_bfloat16* from = &tile.rows[row][d];
-      __nv_bfloat16* to = rows.data + int64_t{first + row} * rows.pitch + d;
+      const E* from = &tile.rows[row][d];
+      E* to = rows.data + int64_t{first + row} * rows.pitch + d;
       *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
     }
   }
 }
 
 // As in attention.cu; exponentials are powers of 2, whose factor the scale takes in.
-template <int W>
+template <class E, int W>
 __global__ void __launch_bounds__(kThreads, blocks_of(W, 4))
-    forward(Heads s, const __nv_bfloat16* qkv, __nv_bfloat16* out, float* log_sum_exp) {
-  Shared<W>& shared = *dynamic_shared<Shared<W>>();
+    forward(Heads s, const E* qkv, E* out, float* log_sum_exp) {
+  Shared<E, W>& shared = *dynamic_shared<Shared<E, W>>();
   const int first_own = s.first_own();
   const auto k = s.rows(qkv, 1), v = s.rows(qkv, 2);
   const auto load = [&](int first, int stage) {
@@ -271,7 +273,7 @@ __global__ void __launch_bounds__(kThreads, blocks_of(W, 4))
   Sums<W> sums = {};
   for_tiles(s.positions, load, [&](int first, int stage) {
     Sums<kTileRows> weights;
-    dots<W, kTileRows>(q, shared.others[stage][0], 0, weights);
+    dots<kTileRows>(q, shared.others[stage][0], 0, weights);
     mask<kTileRows>(weights, s.positions - first);
     float raised[2] = {-INFINITY, -INFINITY}, fade[2];
     for_sums<kTileRows>(weights,
@@ -287,7 +289,7 @@ __global__ void __launch_bounds__(kThreads, blocks_of(W, 4))
       total[half] += x;
     });
     for_sums<W>(sums, [&](float& x, int half, int) { x *= fade[half]; });
-    add_rows<W, kTileRows>(sums, weights, shared.others[stage][1], 0);
+    add_rows<kTileRows>(sums, weights, shared.others[stage][1], 0);
   });
 
   float factor[2];
@@ -300,16 +302,15 @@ __global__ void __launch_bounds__(kThreads, blocks_of(W, 4))
     }
   }
   for_sums<W>(sums, [&](float& x, int half, int) { x *= factor[half]; });
-  store_own<W>(sums, 1, shared.own, s.out_rows(out), first_own);
+  store_own(sums, 1, shared.own, s.out_rows(out), first_own);
 }
 
 /// Also leaves delta: [N, heads, T], which the other gradients need.
-template <int W>
+template <class E, int W>
 __global__ void __launch_bounds__(kThreads, blocks_of(W, 4))
-    query_gradients(Heads s, const __nv_bfloat16* qkv, const __nv_bfloat16* out,
-                    const float* log_sum_exp, const __nv_bfloat16* dout, __nv_bfloat16* dqkv,
-                    float* delta) {
-  Shared<W>& shared = *dynamic_shared<Shared<W>>();
+    query_gradients(Heads s, const E* qkv, const E* out, const float* log_sum_exp, const E* dout,
+                    E* dqkv, float* delta) {
+  Shared<E, W>& shared = *dynamic_shared<Shared<E, W>>();
   const int first_own = s.first_own();
   const auto k = s.rows(qkv, 1), v = s.rows(qkv, 2);
   const auto load = [&](int first, int stage) {
@@ -327,7 +328,7 @@ __global__ void __launch_bounds__(kThreads, blocks_of(W, 4))
   for (int i = 0; i < W / 16; ++i) {
     uint32_t own_out[4];
     load_own(shared.others[1][1], i * 16, own_out);
-    for (int j = 0; j < 4; ++j) own_delta[j % 2] += dot(own_dout[i][j], own_out[j]);
+    for (int j = 0; j < 4; ++j) own_delta[j % 2] += dot<E>(own_dout[i][j], own_out[j]);
   }
   for (int half = 0; half < 2; ++half) {
     own_delta[half] = row_sum(own_delta[half]);
@@ -344,8 +345,8 @@ __global__ void __launch_bounds__(kThreads, blocks_of(W, 4))
   for_tiles(s.positions, load, [&](int first, int stage) {
     for (int part = 0; part < kTileRows; part += kColumns) {
       Sums<kColumns> logits, dweights;
-      dots<W, kColumns>(q, shared.others[stage][0], part, logits);
-      dots<W, kColumns>(own_dout, shared.others[stage][1], part, dweights);
+      dots<kColumns>(q, shared.others[stage][0], part, logits);
+      dots<kColumns>(own_dout, shared.others[stage][1], part, dweights);
       mask<kColumns>(logits, s.positions - first - part);
       for (int j = 0; j < kColumns / 8; ++j) {
         for (int i = 0; i < 4; ++i) {
@@ -353,17 +354,17 @@ __global__ void __launch_bounds__(kThreads, blocks_of(W, 4))
           dweights[j][i] = weight * (dweights[j][i] - own_delta[i / 2]);
         }
       }
-      add_rows<W, kColumns>(dq, dweights, shared.others[stage][0], part);
+      add_rows<kColumns>(dq, dweights, shared.others[stage][0], part);
     }
   });
-  store_own<W>(dq, s.scale, shared.own, s.rows(dqkv, 0), first_own);
+  store_own(dq, s.scale, shared.own, s.rows(dqkv, 0), first_own);
 }
 
-template <int W>
+template <class E, int W>
 __global__ void __launch_bounds__(kThreads, blocks_of(W, 3))
-    key_gradients(Heads s, const __nv_bfloat16* qkv, const float* log_sum_exp,
-                  const __nv_bfloat16* dout, const float* delta, __nv_bfloat16* dqkv) {
-  Shared<W>& shared = *dynamic_shared<Shared<W>>();
+    key_gradients(Heads s, const E* qkv, const float* log_sum_exp, const E* dout,
+                  const float* delta, E* dqkv) {
+  Shared<E, W>& shared = *dynamic_shared<Shared<E, W>>();
   const int first_own = s.first_own();
   const auto q = s.rows(qkv, 0), douts = s.out_rows(dout);
   const auto load = [&](int first, int stage) {
@@ -387,8 +388,8 @@ __global__ void __launch_bounds__(kThreads, blocks_of(W, 3))
     // A query that does not exist has zeros for q, dout, log_sum_exp and delta, and so adds nothing.
     for (int part = 0; part < kTileRows; part += kColumns) {
       Sums<kColumns> weights, dlogits;
-      dots<W, kColumns>(k, shared.others[stage][0], part, weights);
-      dots<W, kColumns>(v, shared.others[stage][1], part, dlogits);
+      dots<kColumns>(k, shared.others[stage][0], part, weights);
+      dots<kColumns>(v, shared.others[stage][1], part, dlogits);
       for (int j = 0; j < kColumns / 8; ++j) {
         for (int i = 0; i < 4; ++i) {
           const int query = part + j * 8 + lane() % 4 * 2 + i % 2;
@@ -397,12 +398,12 @@ __global__ void __launch_bounds__(kThreads, blocks_of(W, 3))
           dlogits[j][i] = weights[j][i] * (dlogits[j][i] - shared.delta[stage][query]);
         }
       }
-      add_rows<W, kColumns>(dv, weights, shared.others[stage][1], part);
-      add_rows<W, kColumns>(dk, dlogits, shared.others[stage][0], part);
+      add_rows<kColumns>(dv, weights, shared.others[stage][1], part);
+      add_rows<kColumns>(dk, dlogits, shared.others[stage][0], part);
     }
   });
-  store_own<W>(dk, s.scale, shared.own, s.rows(dqkv, 1), first_own);
-  store_own<W>(dv, 1, shared.own, s.rows(dqkv, 2), first_own);
+  store_own(dk, s.scale, shared.own, s.rows(dqkv, 1), first_own);
+  store_own(dv, 1, shared.own, s.rows(dqkv, 2), first_own);
 }
 
 /// Calls kernel.template operator()<W>() with the narrowest tile for heads of D numbers.
@@ -424,34 +425,42 @@ Heads heads_of(const ConstView& qkv, int64_t heads) {
           .scale = 1 / std::sqrt(static_cast<float>(D))};
 }
 
-template <int W>
+template <class E, int W>
 LaunchConfig launch_config(const ConstView& qkv, int64_t heads) {
   const int64_t tiles = ceil_div<int64_t>(qkv.shape[1], kTileRows);
   return {.grid = static_cast<unsigned>(qkv.shape[0] * heads * tiles),
           .block = kThreads,
-          .shared_bytes = sizeof(Shared<W>)};
+          .shared_bytes = sizeof(Shared<E, W>)};
 }
 
 }  // namespace
 
-void attention_mma(const ConstView& qkv, int64_t heads, __nv_bfloat16* out, float* log_sum_exp) {
+template <class E>
+void attention_mma(const ConstView& qkv, int64_t heads, E* out, float* log_sum_exp) {
   const Heads s = heads_of(qkv, heads);
   for_width(s.D, [&]<int W>() {
-    launch<forward<W>>(launch_config<W>(qkv, heads), s, qkv.as<__nv_bfloat16>(), out, log_sum_exp);
+    launch<forward<E, W>>(launch_config<E, W>(qkv, heads), s, qkv.as<E>(), out, log_sum_exp);
   });
 }
 
-void attention_backward_mma(const ConstView& qkv, int64_t heads, const __nv_bfloat16* out,
-                            const float* log_sum_exp, const __nv_bfloat16* dout, float* delta,
-                            __nv_bfloat16* dqkv) {
+template <class E>
+void attention_backward_mma(const ConstView& qkv, int64_t heads, const E* out,
+                            const float* log_sum_exp, const E* dout, float* delta, E* dqkv) {
   const Heads s = heads_of(qkv, heads);
   for_width(s.D, [&]<int W>() {
-    const LaunchConfig config = launch_config<W>(qkv, heads);
-    launch<query_gradients<W>>(config, s, qkv.as<__nv_bfloat16>(), out, log_sum_exp, dout, dqkv,
-                               delta);
-    launch<key_gradients<W>>(config, s, qkv.as<__nv_bfloat16>(), log_sum_exp, dout,
-                             static_cast<const float*>(delta), dqkv);
+    const LaunchConfig config = launch_config<E, W>(qkv, heads);
+    launch<query_gradients<E, W>>(config, s, qkv.as<E>(), out, log_sum_exp, dout, dqkv, delta);
+    launch<key_gradients<E, W>>(config, s, qkv.as<E>(), log_sum_exp, dout,
+                                static_cast<const float*>(delta), dqkv);
   });
 }
+
+#define MUTILDE_INSTANTIATE(E)                                                            \
+  template void attention_mma(const ConstView&, int64_t, E*, float*);                     \
+  template void attention_backward_mma(const ConstView&, int64_t, const E*, const float*, \
+                                       const E*, float*, E*);
+MUTILDE_INSTANTIATE(__nv_bfloat16)
+MUTILDE_INSTANTIATE(__half)
+#undef MUTILDE_INSTANTIATE
 
 }  // namespace mutilde::cuda

@@ -53,6 +53,7 @@ struct Tap {
 template <class T>
 struct Patches {
   static constexpr bool kAlongK = true;
+  using Element = T;
   const T* x;
   ConvSizes s;
 
@@ -89,6 +90,7 @@ struct PatchesTransposed {
 template <class T>
 struct GradientPatches {
   static constexpr bool kAlongK = true;
+  using Element = T;
   const T* dout;
   ConvSizes s;
 
@@ -122,16 +124,17 @@ struct WeightByInput {
   __device__ T at(int c, int64_t inner) const { return weight[inner + c]; }
 };
 
-/// dout with zeros between its pixels, for a convolution of stride 1. i counts packs of 8 channels of out.
+/// dout with zeros between its pixels, for a convolution of stride 1. i counts packs of 8 channels of out, whose
+/// type does not matter here.
 struct Dilate {
-  const Pack<__nv_bfloat16, 8>* dout;
-  Pack<__nv_bfloat16, 8>* out;
+  const Pack<uint16_t, 8>* dout;
+  Pack<uint16_t, 8>* out;
   ConvSizes s;
   int H, W;  // of out
   __device__ void operator()(int64_t i) const {
     const int packs = s.C_out / 8, w = i / packs % W, h = i / packs / W % H;
     const int64_t n = i / packs / W / H;
-    Pack<__nv_bfloat16, 8> pack{};
+    Pack<uint16_t, 8> pack{};
     if (h % s.stride == 0 && w % s.stride == 0)
       pack = dout[((n * s.H_out + h / s.stride) * s.W_out + w / s.stride) * packs + i % packs];
     out[i] = pack;
@@ -169,11 +172,14 @@ void CudaBackend::conv2d(ConstView x, ConstView weight, ConstView bias, ConstVie
       ConvSizes p = s;
       p.C = padded(s.C);
       if (way.rung == Rung::kHopper && !is_empty(s, N) && conv2d_wgmma_takes(p, sizeof(T) == 2)) {
-        const Shortened short_x(*this, x, int64_t{N} * s.H * s.W, p.C);
-        const Shortened short_weight(*this, weight, int64_t{s.C_out} * s.kH * s.kW, p.C);
         const bool adds = is_aligned(residual.data, 16);
-        conv2d_wgmma(p, N, short_x.data(), short_weight.data(), bias.as<float>(),
-                     adds ? residual.as<T>() : nullptr, out.as<T>(), nullptr);
+        for_factors<T>(way, [&](auto zero_factor) {
+          using E = decltype(zero_factor);
+          const Shortened<E> short_x(*this, x, int64_t{N} * s.H * s.W, p.C);
+          const Shortened<E> short_weight(*this, weight, int64_t{s.C_out} * s.kH * s.kW, p.C);
+          conv2d_wgmma(p, N, short_x.data(), short_weight.data(), bias.as<float>(),
+                       adds ? residual.as<T>() : nullptr, out.as<T>(), nullptr);
+        });
         if (!adds) accumulate(residual, out);
         return;
       }
@@ -202,20 +208,23 @@ void CudaBackend::conv2d_backward_input(ConstView dout, ConstView weight, Conv2d
       ConvSizes p = s;
       p.C_out = padded(s.C_out);
       if (way.rung == Rung::kHopper && !is_empty(s, N) && conv2d_backward_wgmma_takes(p)) {
-        const Shortened short_dout(*this, dout, int64_t{N} * s.H_out * s.W_out, p.C_out);
-        const Shortened short_weight(*this, weight, int64_t{p.C_out} * s.kH * s.kW, s.C);
-        if (s.stride == 1) {
-          return conv2d_backward_input_wgmma(p, N, short_dout.data(), short_weight.data(),
-                                             dx.as<T>(), nullptr);
-        }
-        const int H = dilated(s.H_out, s.stride), W = dilated(s.W_out, s.stride);
-        const int64_t packs = int64_t{N} * H * W * p.C_out / 8;
-        const Buffer<Pack<__nv_bfloat16, 8>> wide(*this, packs);
-        launch_for_each(packs,
-                        Dilate{reinterpret_cast<const Pack<__nv_bfloat16, 8>*>(short_dout.data()),
-                               wide.data(), p, H, W});
-        return conv2d_backward_input_wgmma(p, N, wide.data()->at, short_weight.data(), dx.as<T>(),
-                                           nullptr);
+        return for_factors<T>(way, [&](auto zero_factor) {
+          using E = decltype(zero_factor);
+          const Shortened<E> short_dout(*this, dout, int64_t{N} * s.H_out * s.W_out, p.C_out);
+          const Shortened<E> short_weight(*this, weight, int64_t{p.C_out} * s.kH * s.kW, s.C);
+          if (s.stride == 1) {
+            return conv2d_backward_input_wgmma(p, N, short_dout.data(), short_weight.data(),
+                                               dx.as<T>(), nullptr);
+          }
+          const int H = dilated(s.H_out, s.stride), W = dilated(s.W_out, s.stride);
+          const int64_t packs = int64_t{N} * H * W * p.C_out / 8;
+          const Buffer<Pack<uint16_t, 8>> wide(*this, packs);
+          launch_for_each(packs,
+                          Dilate{reinterpret_cast<const Pack<uint16_t, 8>*>(short_dout.data()),
+                                 wide.data(), p, H, W});
+          conv2d_backward_input_wgmma(p, N, reinterpret_cast<const E*>(wide.data()),
+                                      short_weight.data(), dx.as<T>(), nullptr);
+        });
       }
     }
     if (way.rung == Rung::kPlain) {
@@ -238,12 +247,15 @@ void CudaBackend::conv2d_backward_weight(ConstView x, ConstView dout, Conv2dGeom
   p.C = padded(s.C);
   p.C_out = padded(s.C_out);
   if (way.rung == Rung::kHopper && !is_empty(s, N) && conv2d_backward_wgmma_takes(p)) {
-    const Shortened short_x(*this, x, int64_t{N} * s.H * s.W, p.C);
-    const Shortened short_dout(*this, dout, pixels, p.C_out);
     const int64_t weights = int64_t{p.C_out} * s.kH * s.kW * p.C;
     const auto compute = [&](float* out) {
-      sum_chunks(*this, conv2d_backward_weight_chunks(p, N), weights, out, [&](float* partial) {
-        conv2d_backward_weight_wgmma(p, N, short_x.data(), short_dout.data(), partial, nullptr);
+      for_short(way.factors, [&](auto zero) {
+        using E = decltype(zero);
+        const Shortened<E> short_x(*this, x, int64_t{N} * s.H * s.W, p.C);
+        const Shortened<E> short_dout(*this, dout, pixels, p.C_out);
+        sum_chunks(*this, conv2d_backward_weight_chunks(p, N), weights, out, [&](float* partial) {
+          conv2d_backward_weight_wgmma(p, N, short_x.data(), short_dout.data(), partial, nullptr);
+        });
       });
     };
     if (weights == dweight.numel()) return compute(dweight.as<float>());

@@ -125,6 +125,7 @@ void conv2d_plain_backward_weight(const ConvSizes& s, const T* x, const T* dout,
 MUTILDE_INSTANTIATE(float, float)
 MUTILDE_INSTANTIATE(double, double)
 MUTILDE_INSTANTIATE(__nv_bfloat16, float)
+MUTILDE_INSTANTIATE(__half, float)
 #undef MUTILDE_INSTANTIATE
 
 }  // namespace mutilde::cuda

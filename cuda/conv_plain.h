@@ -12,7 +12,7 @@ struct ConvSizes {
 };
 
 /// x: [N, H, W, C], weight: [C_out, kH, kW, C], bias: [C_out] or null; out: `pixels` = N H_out W_out
-/// rows of C_out. T is float, double or __nv_bfloat16, here and below.
+/// rows of C_out. T is float, double, __nv_bfloat16 or __half, here and below.
 template <class T>
 void conv2d_plain(const ConvSizes& s, const T* x, const Computed<T>* weight,
                   const Computed<T>* bias, T* out, int64_t pixels);

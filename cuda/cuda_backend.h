@@ -30,7 +30,7 @@ class CudaBackend final : public Backend {
   void copy_from_host(const void* host, void* device, size_t bytes) override;
   void copy_to_host(const void* device, void* host, size_t bytes) override;
   void synchronize() override;
-  bool has_bfloat16_kernels() const override { return true; }
+  bool has_kernels_for(DType short_type) const override { return is_short(short_type); }
   std::function<void()> start_copy_to_host(const void* device, void* host, size_t bytes) override;
   void launch_together(const std::function<void()>& work) override;
 

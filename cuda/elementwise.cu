@@ -117,6 +117,8 @@ void for_any(DType dtype, const F& f) {
       return f(double{});
     case DType::kBFloat16:
       return f(__nv_bfloat16{});
+    case DType::kFloat16:
+      return f(__half{});
     case DType::kInt32:
       return f(int32_t{});
     case DType::kInt64:

@@ -15,28 +15,32 @@ ConvSizes as_convolution(int64_t rows, int64_t C, int64_t C_out) {
 
 /// Hopper's rung, which has three of the four products of two matrices. Returns false where it does not
 /// take the sizes.
-bool multiply_on_hopper(Backend& backend, const ConstView& a, bool transpose_a, const ConstView& b,
-                        bool transpose_b, const ConstView& bias, const ConstView& residual,
-                        int64_t M, int64_t N, int64_t K, const View& out) {
+bool multiply_on_hopper(Backend& backend, const Way& way, const ConstView& a, bool transpose_a,
+                        const ConstView& b, bool transpose_b, const ConstView& bias,
+                        const ConstView& residual, int64_t M, int64_t N, int64_t K,
+                        const View& out) {
   if (M == 0 || N == 0 || K == 0 || (transpose_a && transpose_b)) return false;
   const auto multiply = [&](const auto& f) {
-    const Shortened left(backend, a), right(backend, b);
-    if (out.dtype == DType::kFloat32) return f(left.data(), right.data(), out.as<float>());
-    f(left.data(), right.data(), out.as<__nv_bfloat16>());
+    for_short(way.factors, [&](auto zero) {
+      using E = decltype(zero);
+      const Shortened<E> left(backend, a), right(backend, b);
+      if (out.dtype == DType::kFloat32) return f(left.data(), right.data(), out.as<float>());
+      f(left.data(), right.data(), out.as<E>());
+    });
   };
   if (transpose_a) {  // the gradient of a dense layer's weight, whose pixels are k
     const ConvSizes s = as_convolution(K, N, M);
     if (!conv2d_backward_wgmma_takes(s) || out.dtype != DType::kFloat32) return false;
-    const Shortened dout(backend, a), x(backend, b);
-    sum_chunks(backend, conv2d_backward_weight_chunks(s, 1), M * N, out.as<float>(),
-               [&](float* partial) {
-                 conv2d_backward_weight_wgmma(s, 1, x.data(), dout.data(), partial, nullptr);
-               });
+    multiply([&](const auto* dout, const auto* x, auto*) {
+      sum_chunks(
+          backend, conv2d_backward_weight_chunks(s, 1), M * N, out.as<float>(),
+          [&](float* partial) { conv2d_backward_weight_wgmma(s, 1, x, dout, partial, nullptr); });
+    });
     return true;
   }
   if (transpose_b) {
     const ConvSizes s = as_convolution(M, K, N);
-    if (!conv2d_wgmma_takes(s, out.dtype == DType::kBFloat16)) return false;
+    if (!conv2d_wgmma_takes(s, is_short(out.dtype))) return false;
     multiply([&](const auto* x, const auto* weight, auto* y) {
       using Out = std::remove_pointer_t<decltype(y)>;
       const bool adds = is_aligned(residual.data, 16);
@@ -54,20 +58,22 @@ bool multiply_on_hopper(Backend& backend, const ConstView& a, bool transpose_a, 
   return true;
 }
 
-/// Calls f(X{}, Y{}, Out{}) with what a, b and out are stored as. Of a dense layer and its gradients in
-/// bfloat16 the weight stays float32.
+/// Calls f(X{}, Y{}, Out{}) with what a, b and out are stored as. Of a dense layer and its gradients in a
+/// short type the weight stays float32.
 template <class F>
 void for_matrices(const ConstView& a, const ConstView& b, const View& out, const F& f) {
-  const auto is_short = [](const ConstView& x) { return x.dtype == DType::kBFloat16; };
-  using Short = __nv_bfloat16;
-  if (!is_short(a) && !is_short(b) && !is_short(out)) {
+  constexpr DType kLong = DType::kFloat32;
+  if (!is_short(a.dtype) && b.dtype == a.dtype && out.dtype == a.dtype)
     return for_float(a.dtype, [&](auto zero) { f(zero, zero, zero); });
+  const bool short_b = b.dtype == a.dtype, short_out = out.dtype == a.dtype;
+  if (is_short(a.dtype) && (short_b || (b.dtype == kLong && short_out)) &&
+      (short_out || out.dtype == kLong)) {
+    return for_short(a.dtype, [&](auto zero) {
+      if (!short_b) return f(zero, float{}, zero);
+      if (short_out) return f(zero, zero, zero);
+      f(zero, zero, float{});
+    });
   }
-  if (is_short(a) && is_short(b)) {
-    if (is_short(out)) return f(Short{}, Short{}, Short{});
-    return f(Short{}, Short{}, float{});
-  }
-  if (is_short(a) && is_short(out)) return f(Short{}, float{}, Short{});
   fail<DTypeError>("cuda matmul: no product of {} and {} to {}", name_of(a.dtype), name_of(b.dtype),
                    name_of(out.dtype));
 }
@@ -80,7 +86,7 @@ void CudaBackend::matmul(ConstView a, bool transpose_a, ConstView b, bool transp
   const int64_t a_size = a.shape[0] == 1 ? 0 : M * K, b_size = b.shape[0] == 1 ? 0 : K * N;
   const Way way = way_for(a.dtype, rung_);
   if (batch == 1 && way.rung == Rung::kHopper &&
-      multiply_on_hopper(*this, a, transpose_a, b, transpose_b, {}, {}, M, N, K, out))
+      multiply_on_hopper(*this, way, a, transpose_a, b, transpose_b, {}, {}, M, N, K, out))
     return;
   for_matrices(a, b, out, [&](auto zero_a, auto zero_b, auto zero_out) {
     using A = decltype(zero_a);
@@ -106,7 +112,7 @@ void CudaBackend::linear(ConstView x, ConstView weight, ConstView bias, ConstVie
   const int64_t M = x.shape[0], K = x.shape[1], N = weight.shape[0];
   const Way way = way_for(x.dtype, rung_);
   if (way.rung == Rung::kHopper &&
-      multiply_on_hopper(*this, x, false, weight, true, bias, residual, M, N, K, out))
+      multiply_on_hopper(*this, way, x, false, weight, true, bias, residual, M, N, K, out))
     return;
   for_stored(x.dtype, [&](auto zero) {
     using T = decltype(zero);

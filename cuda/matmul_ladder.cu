@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads* kThreads, 4)
 
 // ---- 3. Tensor cores ----------------------------------------------------------------------------
 // One instruction of a tensor core multiplies small matrices that a warp holds together, at many
-// times the rate of ordinary multiply-adds; bfloat16 halves what is read besides. wmma is CUDA's
+// times the rate of ordinary multiply-adds; a short type halves what is read besides. wmma is CUDA's
 // portable way to them: fragments of 16 x 16, loaded from shared memory, multiplied with
 // mma_sync, stored.
 //
@@ -114,22 +114,24 @@ namespace wmma = nvcuda::wmma;
 
 constexpr int kWmmaStep = 32, kWmmaWarps = 4, kFragment = 16;
 
+template <class E>
 union WmmaTiles {
   struct {
-    __nv_bfloat16 a[kTile][kWmmaStep + 8];
-    __nv_bfloat16 b[kWmmaStep][kTile + 8];
+    E a[kTile][kWmmaStep + 8];
+    E b[kWmmaStep][kTile + 8];
   } in;
   float out[kTile][kTile + 4];
 };
 
+template <class E>
 __global__ void __launch_bounds__(kWmmaWarps * 32)
-    tensor_cores(const __nv_bfloat16* __restrict__ a, const __nv_bfloat16* __restrict__ b,
-                 float* __restrict__ out, int M, int N, int K) {
-  WmmaTiles& tiles = *dynamic_shared<WmmaTiles>();
+    tensor_cores(const E* __restrict__ a, const E* __restrict__ b, float* __restrict__ out, int M,
+                 int N, int K) {
+  WmmaTiles<E>& tiles = *dynamic_shared<WmmaTiles<E>>();
   const int first_row = blockIdx.y * kTile, first_column = blockIdx.x * kTile;
   const int warp = threadIdx.x / warpSize;
   const int warp_row = warp / 2 * 32, warp_column = warp % 2 * 32;  // its quarter
-  const __nv_bfloat16 zero = 0.0F;
+  const E zero{};
 
   wmma::fragment<wmma::accumulator, kFragment, kFragment, kFragment, float> sum[2][2];
   for (auto& row : sum) {
@@ -149,11 +151,9 @@ __global__ void __launch_bounds__(kWmmaWarps * 32)
     }
     __syncthreads();
     for (int k = 0; k < kWmmaStep; k += kFragment) {
-      wmma::fragment<wmma::matrix_a, kFragment, kFragment, kFragment, __nv_bfloat16,
-                     wmma::row_major>
+      wmma::fragment<wmma::matrix_a, kFragment, kFragment, kFragment, E, wmma::row_major>
           fragment_a[2];
-      wmma::fragment<wmma::matrix_b, kFragment, kFragment, kFragment, __nv_bfloat16,
-                     wmma::row_major>
+      wmma::fragment<wmma::matrix_b, kFragment, kFragment, kFragment, E, wmma::row_major>
           fragment_b[2];
       for (int i = 0; i < 2; ++i) {
         wmma::load_matrix_sync(fragment_a[i], &tiles.in.a[warp_row + i * kFragment][k],
@@ -203,18 +203,23 @@ void matmul_tiled(const T* a, const T* b, T* out, int M, int N, int K, cudaStrea
                    K);
 }
 
-void matmul_wmma(const __nv_bfloat16* a, const __nv_bfloat16* b, float* out, int M, int N, int K,
-                 cudaStream_t stream) {
+template <class E>
+void matmul_wmma(const E* a, const E* b, float* out, int M, int N, int K, cudaStream_t stream) {
   if (M == 0 || N == 0) return;
   const dim3 grid(ceil_div(N, kTile), ceil_div(M, kTile));
-  launch<tensor_cores>(
-      {.grid = grid, .block = kWmmaWarps * 32, .shared_bytes = sizeof(WmmaTiles), .stream = stream},
-      a, b, out, M, N, K);
+  launch<tensor_cores<E>>({.grid = grid,
+                           .block = kWmmaWarps * 32,
+                           .shared_bytes = sizeof(WmmaTiles<E>),
+                           .stream = stream},
+                          a, b, out, M, N, K);
 }
 
 template void matmul_plain(const float*, const float*, float*, int, int, int, cudaStream_t);
 template void matmul_plain(const double*, const double*, double*, int, int, int, cudaStream_t);
 template void matmul_tiled(const float*, const float*, float*, int, int, int, cudaStream_t);
 template void matmul_tiled(const double*, const double*, double*, int, int, int, cudaStream_t);
+template void matmul_wmma(const __nv_bfloat16*, const __nv_bfloat16*, float*, int, int, int,
+                          cudaStream_t);
+template void matmul_wmma(const __half*, const __half*, float*, int, int, int, cudaStream_t);
 
 }  // namespace mutilde::cuda

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 namespace mutilde::cuda {
@@ -16,8 +17,8 @@ void matmul_plain(const T* a, const T* b, T* out, int M, int N, int K, cudaStrea
 template <class T>
 void matmul_tiled(const T* a, const T* b, T* out, int M, int N, int K, cudaStream_t stream);
 
-/// Tensor cores: bfloat16 factors, float32 sums.
-void matmul_wmma(const __nv_bfloat16* a, const __nv_bfloat16* b, float* out, int M, int N, int K,
-                 cudaStream_t stream);
+/// Tensor cores: factors E, __nv_bfloat16 or __half, and float32 sums.
+template <class E>
+void matmul_wmma(const E* a, const E* b, float* out, int M, int N, int K, cudaStream_t stream);
 
 }  // namespace mutilde::cuda

@@ -261,10 +261,10 @@ struct Walk {
   }
 };
 
-/// 1 / (1 + exp(-u)). What is stored in bfloat16 can do with the short instructions, off by some 2^-20.
+/// 1 / (1 + exp(-u)). What is stored in a short type can do with the short instructions, off by some 2^-20.
 template <class X>
 __device__ Computed<X> sigmoid(Computed<X> u) {
-  if constexpr (std::is_same_v<X, __nv_bfloat16>) {
+  if constexpr (kIsShort<X>) {
     return __fdividef(1.0F, 1.0F + __expf(-u));
   } else {
     return Computed<X>{1} / (Computed<X>{1} + std::exp(-u));

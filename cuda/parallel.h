@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include "core/backend.h"
 #include "cuda/launch.h"
@@ -28,17 +29,23 @@ void for_float(DType dtype, const F& f) {
   fail<DTypeError>("cuda kernel: float32 or float64 expected, {} given", name_of(dtype));
 }
 
-// A tensor may be stored in bfloat16, which halves the bytes that a kernel moves. Nothing is computed in
-// it: an element becomes a float on its way into a register, and is rounded once on its way out.
+// A tensor may be stored in a short type, bfloat16 or float16, which halves the bytes that a kernel moves.
+// Nothing is computed in it: an element becomes a float on its way into a register, and is rounded once on its
+// way out. (What is over 65504 in size becomes infinity in float16. It and NaN stay what they are.)
+
+template <class T>
+constexpr bool kIsShort = std::is_same_v<T, __nv_bfloat16> || std::is_same_v<T, __half>;
 
 /// What is computed with where elements are stored as T.
 template <class T>
-using Computed = std::conditional_t<std::is_same_v<T, __nv_bfloat16>, float, T>;
+using Computed = std::conditional_t<kIsShort<T>, float, T>;
 
 template <class T>
 __device__ Computed<T> number(T element) {
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
     return __bfloat162float(element);
+  } else if constexpr (std::is_same_v<T, __half>) {
+    return __half2float(element);
   } else {
     return element;
   }
@@ -48,20 +55,42 @@ template <class T>
 __device__ T stored(Computed<T> number) {
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
     return __float2bfloat16_rn(number);
+  } else if constexpr (std::is_same_v<T, __half>) {
+    return __float2half_rn(number);
   } else {
     return number;
   }
 }
 
-/// Two neighbours in bfloat16, as a register holds them (pack(), mma_instructions.h).
-__device__ inline float2 unpack(uint32_t pair) {
-  return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000));
+/// Two neighbours of a short type, as a register holds them (pack(), mma_instructions.h).
+template <class T>
+__device__ float2 unpack(uint32_t pair) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000));
+  } else {
+    return make_float2(__half2float(__ushort_as_half(static_cast<unsigned short>(pair))),
+                       __half2float(__ushort_as_half(static_cast<unsigned short>(pair >> 16))));
+  }
+}
+
+template <class T>
+constexpr DType short_dtype() {
+  static_assert(kIsShort<T>);
+  return std::is_same_v<T, __half> ? DType::kFloat16 : DType::kBFloat16;
+}
+
+/// Calls f(T{}) with a short type.
+template <class F>
+void for_short(DType dtype, const F& f) {
+  if (dtype == DType::kBFloat16) return f(__nv_bfloat16{});
+  if (dtype == DType::kFloat16) return f(__half{});
+  fail<DTypeError>("cuda kernel: bfloat16 or float16 expected, {} given", name_of(dtype));
 }
 
 /// Calls f(T{}) with the type that elements are stored as; Computed<T> is what to compute with.
 template <class F>
 void for_stored(DType dtype, const F& f) {
-  if (dtype == DType::kBFloat16) return f(__nv_bfloat16{});
+  if (is_short(dtype)) return for_short(dtype, f);
   for_float(dtype, f);
 }
 

@@ -22,6 +22,7 @@ namespace mutilde::cuda {
 template <class T, bool along_k>
 struct Matrix {
   static constexpr bool kAlongK = along_k;
+  using Element = T;
   const T* data;
   int64_t row;         // the length of a row in memory: K, or the outer size
   int64_t batch_size;  // elements from one matrix to the next; 0: all products share this one
@@ -47,22 +48,23 @@ struct Store {
   }
 };
 
-/// Rows of `padded` numbers in bfloat16 from rows of C, and from `rows` on rows of zeros. i counts out's.
-template <class T>
+/// Rows of `padded` numbers in a short type from rows of C, and from `rows` on rows of zeros. i counts out's.
+template <class T, class E>
 struct Shorten {
   const T* x;
-  __nv_bfloat16* out;
+  E* out;
   int64_t C, padded, rows;
   __device__ void operator()(int64_t i) const {
     const int64_t row = i / padded, c = i % padded;
-    out[i] = c < C && row < rows ? __float2bfloat16_rn(static_cast<float>(number(x[row * C + c])))
-                                 : __float2bfloat16_rn(0.0F);
+    const bool exists = c < C && row < rows;
+    out[i] = stored<E>(exists ? static_cast<float>(number(x[row * C + c])) : 0.0F);
   }
 };
 
-/// A tensor in bfloat16, which is what Hopper's copy engine brings: itself, the copy that it has, or one that
+/// A tensor in a short type, which is what Hopper's rung multiplies: itself, the copy that it has, or one that
 /// is made (of one that begins at no multiple of 16 bytes too), with as many rows of as many numbers as are asked
 /// for. What is more than there is is zeros.
+template <class E>
 class Shortened {
  public:
   Shortened(Backend& backend, const ConstView& x)
@@ -77,25 +79,32 @@ class Shortened {
     data_ = copy_.data();
     const int64_t C = x.shape[-1];
     if (rows * channels == x.numel()) {
-      backend.cast(x, {copy_.data(), DType::kBFloat16, x.shape});
+      backend.cast(x, {copy_.data(), short_dtype<E>(), x.shape});
       return;
     }
-    for_stored(x.dtype, [&](auto zero) {
+    const auto shorten = [&](auto zero) {
       using T = decltype(zero);
       launch_for_each(rows * channels,
-                      Shorten<T>{x.as<T>(), copy_.data(), C, channels, x.numel() / C});
-    });
+                      Shorten<T, E>{x.as<T>(), copy_.data(), C, channels, x.numel() / C});
+    };
+    if (x.dtype == short_dtype<E>()) {
+      shorten(E{});
+    } else {
+      for_float(x.dtype, shorten);
+    }
   }
-  const __nv_bfloat16* data() const { return data_; }
+  const E* data() const { return data_; }
 
  private:
-  static const __nv_bfloat16* there(const ConstView& x) {
-    return static_cast<const __nv_bfloat16*>(x.dtype == DType::kBFloat16 ? x.data : x.in_bfloat16);
+  /// Null where there is none.
+  static const E* there(const ConstView& x) {
+    if (x.dtype == short_dtype<E>()) return x.as<E>();
+    return x.short_type == short_dtype<E>() ? static_cast<const E*>(x.short_copy) : nullptr;
   }
 
   bool is_there_;
-  Buffer<__nv_bfloat16> copy_;
-  const __nv_bfloat16* data_;
+  Buffer<E> copy_;
+  const E* data_;
 };
 
 inline int int_size(const char* op, int64_t size) {
@@ -104,14 +113,24 @@ inline int int_size(const char* op, int64_t size) {
   return static_cast<int>(size);
 }
 
-/// What to multiply with: a rung that rung_for() gave, and whether factors are rounded to bfloat16.
+/// What to multiply with: a rung that rung_for() gave, and what it may round factors to.
 struct Way {
   Rung rung;
-  bool bfloat16;
+  DType factors;
 };
 
 inline Way way_for(DType dtype, Rung asked) {
-  return {rung_for(dtype, asked), multiplies_bfloat16(dtype)};
+  return {rung_for(dtype, asked), factor_dtype(dtype)};
+}
+
+/// Calls f(E{}) with the short type that factors are rounded to, of tensors stored as T: T, if that is one.
+template <class T, class F>
+void for_factors(const Way& way, const F& f) {
+  if constexpr (kIsShort<T>) {
+    f(T{});
+  } else {
+    for_short(way.factors, f);
+  }
 }
 
 template <class T, class A, class B>
@@ -130,8 +149,14 @@ void launch_product(const Way& way, const ProductSizes& s, int products, const A
   const LaunchConfig config{.grid = grid(kTile, kTile), .block = {kSide, kSide}};
   if constexpr (std::is_same_v<Sum, float>) {
     if (way.rung == Rung::kTensorCores || way.rung == Rung::kHopper) {
-      if (way.bfloat16) return launch<wmma_product<Bfloat16, A, B, Store<T>>>(config, s, a, b, out);
-      return launch<wmma_product<Tf32, A, B, Store<T>>>(config, s, a, b, out);
+      const auto multiply = [&](auto factor) {
+        launch<wmma_product<decltype(factor), A, B, Store<T>>>(config, s, a, b, out);
+      };
+      using Element = typename A::Element;
+      if constexpr (!kIsShort<Element>) {
+        if (!is_short(way.factors)) return multiply(Tf32{});
+      }
+      return for_factors<Element>(way, [&](auto zero) { multiply(Short<decltype(zero)>{}); });
     }
   }
   launch<tiled_product<Sum, A, B, Store<T>>>(config, s, a, b, out);

@@ -3,8 +3,8 @@
 // A warp's instruction multiplies a 16 x 8 by an 8 x 16 matrix that its lanes hold together, and adds
 // to 16 x 16 sums in float32: 2,048 multiply-adds where the tiled rung's instruction does 32. The
 // factors are rounded once, on their way to shared memory: to tf32, a float32 with 11 bits of fraction,
-// or to bfloat16, which has 8, the range of a float32 and half its size; of it an instruction takes
-// twice the k. The product of two of either is exact in float32.
+// or to a type of half its size, of which an instruction takes twice the k: bfloat16, which has 8 and the
+// range of a float32, or float16, which has 11 and less range. The product of two of any is exact in float32.
 //
 // Tiles and threads are the tiled rung's. The block's 8 warps share the 64 x 64 tile: each has 32
 // rows and 16 columns, two fragments of sums. A tile lies in shared memory with k first: read as a
@@ -15,7 +15,6 @@
 // at a time, and a warp loads three fragments for two products.
 #pragma once
 
-#include <cuda_bf16.h>
 #include <mma.h>
 
 #include "cuda/product_tiled.h"
@@ -31,11 +30,13 @@ struct Tf32 {
   static __device__ float of(float x) { return wmma::__float_to_tf32(x); }
 };
 
-struct Bfloat16 {
-  using Element = __nv_bfloat16;
-  using Fragment = __nv_bfloat16;
+/// E: __nv_bfloat16 or __half.
+template <class E>
+struct Short {
+  using Element = E;
+  using Fragment = E;
   static constexpr int kDepth = 16;
-  static __device__ __nv_bfloat16 of(float x) { return __float2bfloat16_rn(x); }
+  static __device__ E of(float x) { return stored<E>(x); }
 };
 
 template <class Factor, class A, class B, class Out>

@@ -7,18 +7,13 @@
 
 namespace mutilde::cuda {
 
-bool multiplies_bfloat16(DType dtype) {
-  return dtype == DType::kBFloat16 ||
-         (dtype == DType::kFloat32 && product_precision() == Precision::kBfloat16);
-}
-
 Rung best_rung(DType dtype) {
-  if (!multiplies_bfloat16(dtype)) return Rung::kTiled;
+  if (!is_short(factor_dtype(dtype))) return Rung::kTiled;
   return is_hopper() ? Rung::kHopper : Rung::kTensorCores;
 }
 
 Rung rung_for(DType dtype, Rung asked) {
-  const bool has_it = asked == Rung::kHopper        ? multiplies_bfloat16(dtype)
+  const bool has_it = asked == Rung::kHopper        ? is_short(factor_dtype(dtype))
                       : asked == Rung::kTensorCores ? dtype != DType::kFloat64
                                                     : asked != Rung::kAutomatic;
   return has_it ? asked : best_rung(dtype);

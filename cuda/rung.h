@@ -8,27 +8,24 @@
 namespace mutilde::cuda {
 
 enum class Rung {
-  kAutomatic,    // best_rung()
-  kPlain,        // product_plain.h, conv_plain.cu: a thread a number, all from global memory
-  kTiled,        // product_tiled.h: tiles in shared memory, sums in registers
-  kTensorCores,  // product_wmma.h: factors rounded to tf32, or to bfloat16 where that is asked for
-  kHopper,  // hopper/: bfloat16 alone, its own instructions; what it does not take goes to the one above
+  kAutomatic,  // best_rung()
+  kPlain,      // product_plain.h, conv_plain.cu: a thread a number, all from global memory
+  kTiled,      // product_tiled.h: tiles in shared memory, sums in registers
+  kTensorCores,  // product_wmma.h: factors rounded to tf32, or to a short type where that is asked for
+  kHopper,  // hopper/: short types alone, its own instructions; what it does not take goes to the one above
 };
 
-/// May the products of tensors of this type round their factors to bfloat16?
-bool multiplies_bfloat16(DType dtype);
-
 /// The fastest rung that keeps the digits that are asked for (core/precision.h). Tensor cores multiply
-/// a float32 only after its fraction was cut from 24 to 11 bits (tf32) or 8 (bfloat16). That is enough
+/// a float32 only after its fraction was cut from 24 to 11 bits (tf32, float16) or 8 (bfloat16). That is enough
 /// to train with, but it is another type: float32 means float32 here, as in PyTorch's matrix products,
 /// so that a GPU gives the CPU's numbers up to rounding. Tensor cores are for who asks for them, by the
-/// rung's name or by bfloat16's.
+/// rung's name or by a short type's.
 Rung best_rung(DType dtype);
 
 /// What is run for a rung that was asked for: the best one where that rung has no products of this type
 /// and precision. Of float64, which is there to check gradients and not to be fast, our tensor cores have
-/// none. (Asked for by name, plain and tiled multiply float32 as it is: where products may be of bfloat16
-/// they need not.)
+/// none. (Asked for by name, plain and tiled multiply float32 as it is: where products may be of a short
+/// type they need not.)
 Rung rung_for(DType dtype, Rung asked);
 
 /// "auto", "plain", "tiled", "wmma", "wgmma". Throws Error for another text.

@@ -57,7 +57,7 @@ Tensor to_uint8(const Tensor& x) {
   if (x.dtype() == DType::kFloat64) {
     quantise(on_cpu.data<double>(), out.data<uint8_t>(), x.numel());
   } else {
-    if (x.dtype() == DType::kBFloat16) on_cpu = on_cpu.to(DType::kFloat32);
+    if (is_short(x.dtype())) on_cpu = on_cpu.to(DType::kFloat32);
     quantise(on_cpu.data<float>(), out.data<uint8_t>(), x.numel());
   }
   return out;

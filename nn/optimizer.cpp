@@ -58,7 +58,7 @@ void AdamW::step(double lr, const Tensor& only_if_finite, double grad_scale) {
     buffers.push_back(
         {value, first_moments_[i].value, second_moments_[i].value, {}, of_parameter, {}});
     if (const Tensor grad = value.grad(); grad.defined()) buffers.back().grad = grad;
-    if (value.has_bfloat16_copy()) buffers.back().in_bfloat16 = value.in_bfloat16();
+    if (const Tensor copy = value.short_copy(); copy.defined()) buffers.back().short_copy = copy;
   }
   if (!parameters_.empty()) backend(parameters_.front().value).adamw(buffers, step, rates);
   step_count_ = count;

@@ -258,9 +258,9 @@ Tensor UNet::forward(const Tensor& x, const Tensor& t, const Tensor& y,
   if (low_res.defined()) h = concat({x, resize_bilinear(low_res, x.size(1), x.size(2))});
   // As the original's convert_to_fp16 has it: the blocks, which are nearly all of the work, in the short
   // type; the timestep's embedding, all parameters and the layers behind the blocks in the input's.
-  if (product_precision() == Precision::kBfloat16 && x.dtype() == DType::kFloat32 &&
-      backend(x).has_bfloat16_kernels()) {
-    h = cast(h, DType::kBFloat16);
+  if (const DType type = factor_dtype(x.dtype());
+      is_short(type) && backend(x).has_kernels_for(type)) {
+    h = cast(h, type);
   }
   std::vector<Tensor> skips;
   for (const auto& block : input_blocks_) {

@@ -97,7 +97,7 @@ void CpuBackend::adamw(std::span<const AdamWBuffers> parameters, const AdamWStep
     for_float(buffers.param.dtype, [&](auto zero) {
       update(AdamWCoefficients<decltype(zero)>(step), buffers, ema_rates);
     });
-    if (buffers.in_bfloat16) cast(buffers.param, buffers.in_bfloat16);
+    if (buffers.short_copy) cast(buffers.param, buffers.short_copy);
   }
 }
 

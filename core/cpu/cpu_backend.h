@@ -19,7 +19,7 @@ class CpuBackend final : public Backend {
   void copy_from_host(const void* host, void* device, size_t bytes) override;
   void copy_to_host(const void* device, void* host, size_t bytes) override;
   void synchronize() override {}  // a kernel returns when it is done
-  bool has_bfloat16_kernels() const override { return false; }
+  bool has_kernels_for(DType) const override { return false; }
   std::function<void()> start_copy_to_host(const void* device, void* host, size_t bytes) override;
 
   // elementwise.cpp

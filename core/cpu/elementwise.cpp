@@ -45,10 +45,23 @@ void map_vectors(T* out, int64_t n, const F& f, const In*... x) {
 
 // Conversions between dtypes.
 
+float from_float16(Float16 value) {
+  const uint32_t sign = (value.bits & 0x8000U) << 16, exponent = value.bits >> 10 & 0x1fU;
+  const uint32_t fraction = value.bits & 0x3ffU;
+  if (exponent == 0) {  // zero or subnormal: a multiple of 2^-24
+    const float magnitude = static_cast<float>(fraction) * 0x1p-24F;
+    return sign != 0 ? -magnitude : magnitude;
+  }
+  const uint32_t exponent32 = exponent == 31 ? 255U : exponent + 112U;  // the biases are 15 and 127
+  return std::bit_cast<float>(sign | exponent32 << 23 | fraction << 13);
+}
+
 template <class From>
 auto load(From value) {
   if constexpr (std::is_same_v<From, BFloat16>) {
     return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);
+  } else if constexpr (std::is_same_v<From, Float16>) {
+    return from_float16(value);
   } else {
     return value;
   }
@@ -63,11 +76,30 @@ BFloat16 to_bfloat16(float value) {
   return {static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded)};
 }
 
+/// Likewise, with 13 bits to lose. Numbers from 65520 on, half way to where the next one would be, become infinity.
+Float16 to_float16(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value), magnitude = bits & 0x7fffffff;
+  const auto with_sign = [&](uint32_t rest) -> Float16 {
+    return {static_cast<uint16_t>((bits >> 16 & 0x8000U) | rest)};
+  };
+  if (magnitude > 0x7f800000) return with_sign(0x7e00U | (magnitude >> 13 & 0x1ffU));  // NaN
+  if (magnitude >= std::bit_cast<uint32_t>(65520.0F)) return with_sign(0x7c00);
+  if (magnitude < std::bit_cast<uint32_t>(0x1p-14F)) {
+    // Subnormal. Floats from 1/2 on are 2^-24 apart, as these are: so the addition rounds.
+    const float shifted = std::bit_cast<float>(magnitude) + 0.5F;
+    return with_sign(std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(0.5F));
+  }
+  const uint32_t rounded = (magnitude + 0xfff + (magnitude >> 13 & 1)) >> 13;
+  return with_sign(rounded - (112U << 10));
+}
+
 /// Floating to integer truncates, saturates at the ends of the integer's range and maps NaN to 0.
 template <class To, class From>
 To convert(From value) {
   if constexpr (std::is_same_v<To, BFloat16>) {
     return to_bfloat16(static_cast<float>(value));
+  } else if constexpr (std::is_same_v<To, Float16>) {
+    return to_float16(static_cast<float>(value));
   } else if constexpr (std::is_floating_point_v<From> && std::is_integral_v<To>) {
     using Limits = std::numeric_limits<To>;
     if constexpr (std::is_unsigned_v<To>) {  // without a branch: images go through here
@@ -94,6 +126,8 @@ void for_any(DType dtype, const F& f) {
       return f(double{});
     case DType::kBFloat16:
       return f(BFloat16{});
+    case DType::kFloat16:
+      return f(Float16{});
     case DType::kInt32:
       return f(int32_t{});
     case DType::kInt64:

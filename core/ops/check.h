@@ -15,15 +15,15 @@ inline void require_defined(const char* op, const char* name, const Tensor& x) {
 
 inline void require_floating(const char* op, const char* name, const Tensor& x) {
   require_defined(op, name, x);
-  if (!is_floating(x.dtype()) || x.dtype() == DType::kBFloat16) {
+  if (!is_floating(x.dtype()) || is_short(x.dtype())) {
     fail<DTypeError>("{}: {} is {}, float32 or float64 is expected", op, name, name_of(x.dtype()));
   }
 }
 
-/// Floating, and bfloat16 only on a device whose kernels take it.
+/// Floating, and a short type only on a device whose kernels take it.
 inline void require_activation(const char* op, const char* name, const Tensor& x) {
   require_defined(op, name, x);
-  if (x.dtype() == DType::kBFloat16 && backend(x).has_bfloat16_kernels()) return;
+  if (is_short(x.dtype()) && backend(x).has_kernels_for(x.dtype())) return;
   require_floating(op, name, x);
 }
 
@@ -60,19 +60,21 @@ inline DType parameter_dtype(const Tensor& x) {
 /// Of that dtype, and on x's device.
 inline void require_parameter(const char* op, const char* name, const Tensor& parameter,
                               const Tensor& x) {
-  if (x.dtype() != DType::kBFloat16) return require_alike(op, name, parameter, x);
+  if (!is_short(x.dtype())) return require_alike(op, name, parameter, x);
   require_dtype(op, name, parameter, DType::kFloat32);
   require_same_device(op, name, parameter, x);
 }
 
-/// A weight as factor of a product with x: with its bfloat16 copy where the product may round to that.
+/// A weight as factor of a product with x: with its short copy where the product may round to that.
 inline ConstView as_factor(const Tensor& weight, const Tensor& x) {
   ConstView view = weight;
-  const bool rounds = x.dtype() == DType::kBFloat16 ||
-                      (x.dtype() == DType::kFloat32 && product_precision() == Precision::kBfloat16);
-  if (rounds && backend(x).has_bfloat16_kernels()) {
-    const Tensor copy = weight.in_bfloat16();
-    if (weight.has_bfloat16_copy()) view.in_bfloat16 = copy.raw();  // the weight keeps it
+  const DType type = factor_dtype(x.dtype());
+  if (is_short(type) && backend(x).has_kernels_for(type)) {
+    const Tensor copy = weight.shortened(type);
+    if (weight.short_copy().defined()) {  // the weight keeps it
+      view.short_copy = copy.raw();
+      view.short_type = type;
+    }
   }
   return view;
 }

@@ -1,6 +1,7 @@
 #include "cuda/emulation/hopper_functions.h"
 
 #include <bit>
+#include <cstring>
 #include <deque>
 #include <vector>
 
@@ -54,6 +55,7 @@ struct Product {
   float* d;
   uint64_t a, b;
   bool a_transposed, b_transposed;
+  float (*decode)(const void* element);
 };
 
 /// What a thread has asked for: groups of products, the last one open.
@@ -65,14 +67,14 @@ thread_local std::vector<Groups> groups_of_thread;  // of the block that this ho
 
 Groups& groups() { return groups_of_thread.at(static_cast<size_t>(linear_thread())); }
 
-/// Element (outer, k) of a factor.
-float element(uint64_t descriptor, bool transposed, int outer, int k) {
+/// Where element (outer, k) of a factor is.
+const void* element(uint64_t descriptor, bool transposed, int outer, int k) {
   const auto field = [&](int bit) { return (descriptor >> bit & 0x3fff) << 4; };
   const uint64_t begin = field(0), leading = field(16), stride = field(32);
   const uint64_t offset = transposed
                               ? outer / 64 * leading + k / 8 * stride + k % 8 * 128 + outer % 64 * 2
                               : outer / 8 * stride + outer % 8 * 128 + k * 2;
-  return *reinterpret_cast<const __nv_bfloat16*>(shared_begin() + swizzled(begin + offset));
+  return reinterpret_cast<const void*>(shared_begin() + swizzled(begin + offset));
 }
 
 /// This thread's part: of each 8 columns two neighbours, in each of two rows, 8 apart.
@@ -80,11 +82,11 @@ void compute(const Product& product) {
   const int lane = lane_index(), warp = linear_thread() / kWarpSize % 4;
   const int row = warp * 16 + lane / 4;
   for (int k = 0; k < 16; ++k) {
-    const float a[] = {element(product.a, product.a_transposed, row, k),
-                       element(product.a, product.a_transposed, row + 8, k)};
+    const float a[] = {product.decode(element(product.a, product.a_transposed, row, k)),
+                       product.decode(element(product.a, product.a_transposed, row + 8, k))};
     for (int i = 0; i < 32; ++i) {
       const int column = i / 2 * 8 + lane % 4 * 2 + i % 2;
-      const float b = element(product.b, product.b_transposed, column, k);
+      const float b = product.decode(element(product.b, product.b_transposed, column, k));
       for (int half = 0; half < 2; ++half) product.d[i / 2 * 4 + half * 2 + i % 2] += a[half] * b;
     }
   }
@@ -92,19 +94,21 @@ void compute(const Product& product) {
 
 }  // namespace
 
-void add_product(float* d, uint64_t a, bool a_transposed, uint64_t b, bool b_transposed) {
+void add_product(float* d, uint64_t a, bool a_transposed, uint64_t b, bool b_transposed,
+                 float (*decode)(const void* element)) {
   for (const uint64_t descriptor : {a, b}) {
     if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0) {
       fail<KernelFault>("{}: the descriptor {:#x} is not of a 128-byte swizzle from its beginning",
                         running_block("wgmma").where(), descriptor);
     }
   }
-  groups().open.push_back({d, a, b, a_transposed, b_transposed});
+  groups().open.push_back({d, a, b, a_transposed, b_transposed, decode});
 }
 
-CUtensorMap make_tensor_map(const __nv_bfloat16* array, int rank, const uint64_t* sizes,
-                            const uint32_t* box, const uint32_t* steps) {
-  CUtensorMap map{array, rank, {1, 1, 1, 1}, {}, {1, 1, 1, 1}, {1, 1, 1, 1}};
+CUtensorMap make_tensor_map(const void* array, int rank, const uint64_t* sizes, const uint32_t* box,
+                            const uint32_t* steps) {
+  CUtensorMap map{
+      static_cast<const unsigned char*>(array), rank, {1, 1, 1, 1}, {}, {1, 1, 1, 1}, {1, 1, 1, 1}};
   bool good = reinterpret_cast<uintptr_t>(array) % 16 == 0 && box[0] == 64;
   int64_t stride = 1;
   for (int axis = 0; axis < rank; ++axis) {
@@ -127,20 +131,22 @@ void copy_box(const CUtensorMap& map, const int* begin, void* tile, uint64_t* ba
                       running_block("copy_tile").where(), kPattern);
   }
   const int rows = map.box[1] * map.box[2] * map.box[3];
-  for (int i = 0; i < rows * 64; ++i, to += sizeof(__nv_bfloat16)) {
-    const int place[] = {i % 64, i / 64 % map.box[1], i / 64 / map.box[1] % map.box[2],
-                         i / 64 / map.box[1] / map.box[2]};
+  constexpr int kBytes = sizeof(uint16_t);
+  for (int i = 0; i < rows * 64; ++i, to += kBytes) {
+    const int at[] = {i % 64, i / 64 % map.box[1], i / 64 / map.box[1] % map.box[2],
+                      i / 64 / map.box[1] / map.box[2]};
     bool inside = true;
     int64_t offset = 0;
     for (int axis = 0; axis < map.rank; ++axis) {
-      const int64_t index = int64_t{begin[axis]} + place[axis] * map.steps[axis];
+      const int64_t index = int64_t{begin[axis]} + at[axis] * map.steps[axis];
       inside = inside && index >= 0 && index < map.sizes[axis];
       offset += index * map.strides[axis];
     }
-    *reinterpret_cast<__nv_bfloat16*>(swizzled(to)) =
-        inside ? map.array[offset] : __nv_bfloat16(0.0F);
+    void* place = reinterpret_cast<void*>(swizzled(to));
+    std::memset(place, 0, kBytes);
+    if (inside) std::memcpy(place, map.array + offset * kBytes, kBytes);
   }
-  change(barrier, [&](Barrier& state) { state.bytes -= rows * 64 * int{sizeof(__nv_bfloat16)}; });
+  change(barrier, [&](Barrier& state) { state.bytes -= rows * 64 * kBytes; });
 }
 
 }  // namespace mutilde::emulation

@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "cuda/emulation/include/cuda_bf16.h"
+#include "cuda/emulation/include/cuda_fp16.h"
 #include "cuda/emulation/thread.h"
 
 // NOLINTBEGIN(readability-identifier-naming): CUDA's names.
@@ -19,9 +20,9 @@
 using cuuint32_t = uint32_t;
 using cuuint64_t = uint64_t;
 
-/// Boxes of an array, the innermost axis first; distances in elements.
+/// Boxes of an array of 16-bit elements, whose bits are copied; the innermost axis first, distances in elements.
 struct alignas(64) CUtensorMap {
-  const __nv_bfloat16* array;
+  const unsigned char* array;
   int rank;
   int64_t sizes[4], strides[4];
   int box[4], steps[4];  // of the box: elements that are copied, and from one to the next
@@ -32,10 +33,12 @@ struct alignas(64) CUtensorMap {
 namespace mutilde::emulation {
 
 /// Throws Error for what cuTensorMapEncodeTiled would refuse.
-CUtensorMap make_tensor_map(const __nv_bfloat16* array, int rank, const uint64_t* sizes,
-                            const uint32_t* box, const uint32_t* steps);
+CUtensorMap make_tensor_map(const void* array, int rank, const uint64_t* sizes, const uint32_t* box,
+                            const uint32_t* steps);
 void copy_box(const CUtensorMap& map, const int* begin, void* tile, uint64_t* barrier);
-void add_product(float* d, uint64_t a, bool a_transposed, uint64_t b, bool b_transposed);
+/// decode: what the 16 bits of a factor's element stand for.
+void add_product(float* d, uint64_t a, bool a_transposed, uint64_t b, bool b_transposed,
+                 float (*decode)(const void* element));
 
 }  // namespace mutilde::emulation
 
@@ -69,9 +72,12 @@ inline void copy_tile(const CUtensorMap& images, int n, int h, int w, int c, voi
 
 inline void fence_registers() {}
 inline void pin(float (&)[64]) {}
-template <bool a_transposed, bool b_transposed>
+template <class E, bool a_transposed, bool b_transposed>
 void multiply(float (&d)[64], uint64_t a, uint64_t b) {
-  emulation::add_product(d, a, a_transposed, b, b_transposed);
+  static_assert(sizeof(E) == 2);
+  emulation::add_product(d, a, a_transposed, b, b_transposed, [](const void* element) {
+    return static_cast<float>(*static_cast<const E*>(element));
+  });
 }
 void commit_products();
 void wait_for_products(int pending);
@@ -80,9 +86,10 @@ void wait_for_products() {
   wait_for_products(pending);
 }
 
-template <int rank>
-CUtensorMap tensor_map(const __nv_bfloat16* array, const cuuint64_t (&sizes)[rank],
+template <int rank, class E>
+CUtensorMap tensor_map(const E* array, const cuuint64_t (&sizes)[rank],
                        const cuuint32_t (&box)[rank], const cuuint32_t (&steps)[rank]) {
+  static_assert(sizeof(E) == 2);
   return emulation::make_tensor_map(array, rank, sizes, box, steps);
 }
 

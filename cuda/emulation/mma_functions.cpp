@@ -50,7 +50,7 @@ void check_alignment(const char* what, const void* address, int bytes, CallSite 
 }
 
 struct Load {
-  const __nv_bfloat16* row;
+  const void* row;
   bool transposed;
   uint32_t* matrices;
 };
@@ -63,7 +63,8 @@ void complete_load(unsigned, void* const* payload) {
       for (int i = 0; i < 2; ++i) {
         int row = lane / 4, column = lane % 4 * 2 + i;
         if (lane_of(lane)->transposed) std::swap(row, column);
-        std::memcpy(&pair[i], lane_of(matrix * 8 + row)->row + column, sizeof(uint16_t));
+        const auto* numbers = static_cast<const uint16_t*>(lane_of(matrix * 8 + row)->row);
+        std::memcpy(&pair[i], numbers + column, sizeof(uint16_t));
       }
       std::memcpy(&lane_of(lane)->matrices[matrix], pair, sizeof(pair));
     }
@@ -75,19 +76,21 @@ struct Product {
   const uint32_t *a, *b;
 };
 
-/// What is in row `row` and column `column` of a matrix of pairs.
+/// What is in column `column` of a row of a matrix of pairs.
+template <class E>
 float element(uint32_t pair, int column) {
-  return std::bit_cast<float>(column % 2 == 0 ? pair << 16 : pair & 0xffff0000);
+  return std::bit_cast<E>(static_cast<uint16_t>(column % 2 == 0 ? pair : pair >> 16));
 }
 
+template <class E>
 void complete_product(unsigned, void* const* payload) {
   const auto lane_of = [&](int row, int column) {
     return static_cast<const Product*>(payload[row % 8 * 4 + column % 8 / 2]);
   };
   float a[16][16], b[8][16];
   for (int k = 0; k < 16; ++k) {
-    for (int i = 0; i < 16; ++i) a[i][k] = element(lane_of(i, k)->a[i / 8 + k / 8 * 2], k);
-    for (int j = 0; j < 8; ++j) b[j][k] = element(lane_of(j, k)->b[k / 8], k);
+    for (int i = 0; i < 16; ++i) a[i][k] = element<E>(lane_of(i, k)->a[i / 8 + k / 8 * 2], k);
+    for (int j = 0; j < 8; ++j) b[j][k] = element<E>(lane_of(j, k)->b[k / 8], k);
   }
   for (int i = 0; i < 16; ++i) {
     for (int j = 0; j < 8; ++j) {
@@ -98,7 +101,8 @@ void complete_product(unsigned, void* const* payload) {
 }
 
 constexpr WarpCall kLoad{"load_matrices", Lanes::kNamed, complete_load};
-constexpr WarpCall kMultiply{"multiply", Lanes::kNamed, complete_product};
+template <class E>
+constexpr WarpCall kMultiply{"multiply", Lanes::kNamed, complete_product<E>};
 constexpr unsigned kAllLanes = 0xffffffff;
 
 }  // namespace
@@ -118,8 +122,7 @@ void make_copies(int pending) {
   }
 }
 
-void load_matrices(uint32_t (&matrices)[4], const __nv_bfloat16* row, bool transposed,
-                   CallSite site) {
+void load_matrices(uint32_t (&matrices)[4], const void* row, bool transposed, CallSite site) {
   check_alignment(kLoad.name, row, 16, site);
   Load load{row, transposed, matrices};
   running_block(kLoad.name).wait_in_warp(kLoad, kAllLanes, &load, site);
@@ -129,11 +132,12 @@ void load_matrices(uint32_t (&matrices)[4], const __nv_bfloat16* row, bool trans
 
 namespace mutilde::cuda {
 
+template <class E>
 void multiply(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, CallSite site) {
   const uint32_t b[] = {b0, b1};
   emulation::Product product{sums, a, b};
-  emulation::running_block(emulation::kMultiply.name)
-      .wait_in_warp(emulation::kMultiply, emulation::kAllLanes, &product, site);
+  emulation::running_block(emulation::kMultiply<E>.name)
+      .wait_in_warp(emulation::kMultiply<E>, emulation::kAllLanes, &product, site);
 }
 
 void commit_copies() {
@@ -142,10 +146,17 @@ void commit_copies() {
   groups.open.clear();
 }
 
+template <class E>
 uint32_t pack(float low, float high) {
-  const uint32_t first = __bfloat16_as_ushort(low), second = __bfloat16_as_ushort(high);
+  const uint32_t first = std::bit_cast<uint16_t>(E(low)), second = std::bit_cast<uint16_t>(E(high));
   return first | second << 16;
 }
+
+template void multiply<__nv_bfloat16>(float (&)[4], const uint32_t (&)[4], uint32_t, uint32_t,
+                                      CallSite);
+template void multiply<__half>(float (&)[4], const uint32_t (&)[4], uint32_t, uint32_t, CallSite);
+template uint32_t pack<__nv_bfloat16>(float, float);
+template uint32_t pack<__half>(float, float);
 
 float fast_exp2(float x) {
   const float y = std::exp2(x);

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "cuda/emulation/include/cuda_bf16.h"
+#include "cuda/emulation/include/cuda_fp16.h"
 #include "cuda/emulation/thread.h"
 
 namespace mutilde::emulation {
@@ -16,8 +17,7 @@ namespace mutilde::emulation {
 void copy_async(void* to, const void* from, int bytes, bool exists, CallSite site);
 /// Makes the copies of all but the last `pending` groups.
 void make_copies(int pending);
-void load_matrices(uint32_t (&matrices)[4], const __nv_bfloat16* row, bool transposed,
-                   CallSite site);
+void load_matrices(uint32_t (&matrices)[4], const void* row, bool transposed, CallSite site);
 
 }  // namespace mutilde::emulation
 
@@ -25,14 +25,16 @@ namespace mutilde::cuda {
 
 using emulation::CallSite;
 
+/// E: __nv_bfloat16 or __half, here and below.
+template <class E>
 void multiply(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
               CallSite site = CallSite::here());
 
-inline void load_matrices(uint32_t (&matrices)[4], const __nv_bfloat16* row,
+inline void load_matrices(uint32_t (&matrices)[4], const void* row,
                           CallSite site = CallSite::here()) {
   emulation::load_matrices(matrices, row, false, site);
 }
-inline void load_transposed(uint32_t (&matrices)[4], const __nv_bfloat16* row,
+inline void load_transposed(uint32_t (&matrices)[4], const void* row,
                             CallSite site = CallSite::here()) {
   emulation::load_matrices(matrices, row, true, site);
 }
@@ -48,6 +50,7 @@ void wait_for_copies() {
   emulation::make_copies(pending);
 }
 
+template <class E>
 uint32_t pack(float low, float high);
 float fast_exp2(float x);
 

@@ -40,7 +40,7 @@ __device__ Box begin_of(int i, const ConvSizes& s, const Box& box) {
 
 /// Of x, the pixels that a tap meets where the output's are the box that begins there.
 __device__ void copy_patches(const CUtensorMap& x, const ConvSizes& s, const Box& begin, int tap,
-                             int c, __nv_bfloat16* tile, uint64_t* full) {
+                             int c, void* tile, uint64_t* full) {
   copy_tile(x, begin.n, begin.h * s.stride + tap / s.kW - s.padding,
             begin.w * s.stride + tap % s.kW - s.padding, c, tile, full);
 }
@@ -90,15 +90,20 @@ __global__ void __launch_bounds__(kThreads, Tile::kBlocks)
   });
 }
 
-using WeightTile = Blocking<1, 2>;
-constexpr int kPieces = WeightTile::kColumns / 64;  // of 64 channels of one tap
+template <class E>
+using WeightTileOf = Blocking<E, 1, 2>;
+constexpr int kWeightRows = 128, kWeightColumns = 256;  // of it
+constexpr int kPieces = kWeightColumns / 64;            // of 64 channels of one tap
 
 __host__ __device__ int pieces(const ConvSizes& s) { return s.kH * s.kW * ceil_div(s.C, 64); }
 
+template <class E>
 __global__ void __launch_bounds__(kThreads)
     conv_backward_weight(ConvSizes s, int N, Box box, int chunk,
                          const __grid_constant__ CUtensorMap x,
                          const __grid_constant__ CUtensorMap dout, float* __restrict__ partial) {
+  using WeightTile = WeightTileOf<E>;
+  static_assert(WeightTile::kRows == kWeightRows && WeightTile::kColumns == kWeightColumns);
   auto& shared = WeightTile::shared_memory();
   const int pieces_c = ceil_div(s.C, 64), taps = s.kH * s.kW;
   const int c_out = blockIdx.x * WeightTile::kRows, first_piece = blockIdx.y * kPieces;
@@ -110,7 +115,7 @@ __global__ void __launch_bounds__(kThreads)
   if (group == kGroups) {
     if (threadIdx.x % 32 != 0) return;
     return produce<WeightTile>(
-        shared, steps, [&](int step, WeightTile::Stage& stage, uint64_t* full) {
+        shared, steps, [&](int step, typename WeightTile::Stage& stage, uint64_t* full) {
           const Box begin = begin_of(first + step, s, box);
           for (int half = 0; half < WeightTile::kRows / 64; ++half) {
             copy_tile(dout, begin.n, begin.h, begin.w, c_out + half * 64,
@@ -123,7 +128,7 @@ __global__ void __launch_bounds__(kThreads)
           }
         });
   }
-  WeightTile::Sums sums = {};
+  typename WeightTile::Sums sums = {};
   consume<WeightTile, Layout::kAlongOuter, Layout::kAlongOuter>(shared, group, steps, sums);
   const auto at = [&](int tile_row, int tile_column) -> int64_t {
     const int row = c_out + tile_row, piece = first_piece + tile_column / 64;
@@ -142,21 +147,22 @@ Box box_of(int pixels, const ConvSizes& s) {
 }
 
 /// For boxes of output pixels, seen from the images [N, H, W, C] whose every `stride`-th pixel they meet.
-CUtensorMap images_map(const __nv_bfloat16* images, int N, int H, int W, int C, const Box& box,
-                       int stride) {
+template <class E>
+CUtensorMap images_map(const E* images, int N, int H, int W, int C, const Box& box, int stride) {
   const auto step = cuuint32_t(stride);
   return tensor_map<4>(images, {cuuint64_t(C), cuuint64_t(W), cuuint64_t(H), cuuint64_t(N)},
                        {64, box.w * step, box.h * step, cuuint32_t(box.n)}, {1, step, step, 1});
 }
 
-CUtensorMap weight_map(const __nv_bfloat16* weight, int C_out, int taps, int C, int box_c_out) {
+template <class E>
+CUtensorMap weight_map(const E* weight, int C_out, int taps, int C, int box_c_out) {
   return tensor_map<3>(weight, {cuuint64_t(C), cuuint64_t(taps), cuuint64_t(C_out)},
                        {64, 1, cuuint32_t(box_c_out)}, {1, 1, 1});
 }
 
-template <class Tile, bool turned, class Out>
-void launch_conv(const ConvSizes& s, int N, const __nv_bfloat16* x, const __nv_bfloat16* weight,
-                 const float* bias, const Out* residual, Out* out, cudaStream_t stream) {
+template <class Tile, bool turned, class E, class Out>
+void launch_conv(const ConvSizes& s, int N, const E* x, const E* weight, const float* bias,
+                 const Out* residual, Out* out, cudaStream_t stream) {
   const Box box = box_of(Tile::kRows, s);
   const int taps = s.kH * s.kW;
   launch<conv<Tile, turned, Out>>(
@@ -172,10 +178,9 @@ void launch_conv(const ConvSizes& s, int N, const __nv_bfloat16* x, const __nv_b
 
 /// The largest tiles of which there are enough for all multiprocessors. (What a tile's size does not change is
 /// any sum.)
-template <bool turned, class Out>
-void launch_best_conv(const ConvSizes& s, int N, const __nv_bfloat16* x,
-                      const __nv_bfloat16* weight, const float* bias, const Out* residual, Out* out,
-                      cudaStream_t stream) {
+template <bool turned, class E, class Out>
+void launch_best_conv(const ConvSizes& s, int N, const E* x, const E* weight, const float* bias,
+                      const Out* residual, Out* out, cudaStream_t stream) {
   const int enough = ceil_div(multiprocessors() * 9, 10);
   const auto tiles = [&](int rows, int columns) {
     return boxes(s, N, box_of(rows, s)) * ceil_div(s.C_out, columns);
@@ -184,10 +189,10 @@ void launch_best_conv(const ConvSizes& s, int N, const __nv_bfloat16* x,
     launch_conv<Tile, turned>(s, N, x, weight, bias, residual, out, stream);
   };
   const bool fits_wide = ceil_div(s.C_out, 128) % 2 == 0;
-  if (fits_wide && tiles(128, 256) >= enough) return launch_as(Blocking<1, 2>{});
-  if (tiles(256, 128) >= enough) return launch_as(Blocking<2, 1>{});
-  if (tiles(128, 128) > multiprocessors()) return launch_as(Blocking<1, 1>{});
-  launch_as(Blocking<1, 1, true>{});
+  if (fits_wide && tiles(128, 256) >= enough) return launch_as(Blocking<E, 1, 2>{});
+  if (tiles(256, 128) >= enough) return launch_as(Blocking<E, 2, 1>{});
+  if (tiles(128, 128) > multiprocessors()) return launch_as(Blocking<E, 1, 1>{});
+  launch_as(Blocking<E, 1, 1, true>{});
 }
 
 /// The convolution of dout that is the gradient of the input, dout with zeros between its pixels. Its
@@ -202,7 +207,7 @@ ConvSizes turned(const ConvSizes& s) {
 /// its partial sums. Constants, so that every GPU adds up the same chunks.
 int boxes_of_chunk(const ConvSizes& s, int N) {
   constexpr int kLeastChunk = 8, kBlocks = 132;
-  const int tiles = ceil_div(s.C_out, WeightTile::kRows) * ceil_div(pieces(s), kPieces);
+  const int tiles = ceil_div(s.C_out, kWeightRows) * ceil_div(pieces(s), kPieces);
   const int once = kBlocks / tiles, twice = 2 * kBlocks / tiles;
   const int wanted = 10 * once * tiles >= 9 * kBlocks ? once : twice;
   const int n = boxes(s, N, box_of(kDepth, s));
@@ -211,46 +216,52 @@ int boxes_of_chunk(const ConvSizes& s, int N) {
 
 }  // namespace
 
-template <class Out>
-void conv2d_wgmma(const ConvSizes& s, int N, const __nv_bfloat16* x, const __nv_bfloat16* weight,
-                  const float* bias, const Out* residual, Out* out, cudaStream_t stream) {
+template <class E, class Out>
+void conv2d_wgmma(const ConvSizes& s, int N, const E* x, const E* weight, const float* bias,
+                  const Out* residual, Out* out, cudaStream_t stream) {
   require("conv2d_wgmma", conv2d_wgmma_takes(s, sizeof(Out) == 2));
   launch_best_conv<false>(s, N, x, weight, bias, residual, out, stream);
 }
 
-template <class Out>
-void conv2d_backward_input_wgmma(const ConvSizes& s, int N, const __nv_bfloat16* dout,
-                                 const __nv_bfloat16* weight, Out* dx, cudaStream_t stream) {
+template <class E, class Out>
+void conv2d_backward_input_wgmma(const ConvSizes& s, int N, const E* dout, const E* weight, Out* dx,
+                                 cudaStream_t stream) {
   require("conv2d_backward_input_wgmma", conv2d_backward_wgmma_takes(s));
-  launch_best_conv<true, Out>(turned(s), N, dout, weight, nullptr, nullptr, dx, stream);
+  launch_best_conv<true, E, Out>(turned(s), N, dout, weight, nullptr, nullptr, dx, stream);
 }
-
-template void conv2d_wgmma(const ConvSizes&, int, const __nv_bfloat16*, const __nv_bfloat16*,
-                           const float*, const float*, float*, cudaStream_t);
-template void conv2d_wgmma(const ConvSizes&, int, const __nv_bfloat16*, const __nv_bfloat16*,
-                           const float*, const __nv_bfloat16*, __nv_bfloat16*, cudaStream_t);
-template void conv2d_backward_input_wgmma(const ConvSizes&, int, const __nv_bfloat16*,
-                                          const __nv_bfloat16*, float*, cudaStream_t);
-template void conv2d_backward_input_wgmma(const ConvSizes&, int, const __nv_bfloat16*,
-                                          const __nv_bfloat16*, __nv_bfloat16*, cudaStream_t);
 
 int conv2d_backward_weight_chunks(const ConvSizes& s, int N) {
   return ceil_div(boxes(s, N, box_of(kDepth, s)), boxes_of_chunk(s, N));
 }
 
-void conv2d_backward_weight_wgmma(const ConvSizes& s, int N, const __nv_bfloat16* x,
-                                  const __nv_bfloat16* dout, float* partial, cudaStream_t stream) {
+template <class E>
+void conv2d_backward_weight_wgmma(const ConvSizes& s, int N, const E* x, const E* dout,
+                                  float* partial, cudaStream_t stream) {
   require("conv2d_backward_weight_wgmma", conv2d_backward_wgmma_takes(s));
   const Box box = box_of(kDepth, s);
-  launch<conv_backward_weight>({.grid = {unsigned(ceil_div(s.C_out, WeightTile::kRows)),
-                                         unsigned(ceil_div(pieces(s), kPieces)),
-                                         unsigned(conv2d_backward_weight_chunks(s, N))},
-                                .block = kThreads,
-                                .shared_bytes = WeightTile::kSharedBytes,
-                                .stream = stream},
-                               s, N, box, boxes_of_chunk(s, N),
-                               images_map(x, N, s.H, s.W, s.C, box, s.stride),
-                               images_map(dout, N, s.H_out, s.W_out, s.C_out, box, 1), partial);
+  launch<conv_backward_weight<E>>(
+      {.grid = {unsigned(ceil_div(s.C_out, kWeightRows)), unsigned(ceil_div(pieces(s), kPieces)),
+                unsigned(conv2d_backward_weight_chunks(s, N))},
+       .block = kThreads,
+       .shared_bytes = WeightTileOf<E>::kSharedBytes,
+       .stream = stream},
+      s, N, box, boxes_of_chunk(s, N), images_map(x, N, s.H, s.W, s.C, box, s.stride),
+      images_map(dout, N, s.H_out, s.W_out, s.C_out, box, 1), partial);
 }
+
+#define MUTILDE_INSTANTIATE(E, Out)                                                               \
+  template void conv2d_wgmma(const ConvSizes&, int, const E*, const E*, const float*, const Out*, \
+                             Out*, cudaStream_t);                                                 \
+  template void conv2d_backward_input_wgmma(const ConvSizes&, int, const E*, const E*, Out*,      \
+                                            cudaStream_t);
+MUTILDE_INSTANTIATE(__nv_bfloat16, float)
+MUTILDE_INSTANTIATE(__nv_bfloat16, __nv_bfloat16)
+MUTILDE_INSTANTIATE(__half, float)
+MUTILDE_INSTANTIATE(__half, __half)
+#undef MUTILDE_INSTANTIATE
+template void conv2d_backward_weight_wgmma(const ConvSizes&, int, const __nv_bfloat16*,
+                                           const __nv_bfloat16*, float*, cudaStream_t);
+template void conv2d_backward_weight_wgmma(const ConvSizes&, int, const __half*, const __half*,
+                                           float*, cudaStream_t);
 
 }  // namespace mutilde::cuda

@@ -4,8 +4,10 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include "cuda/launch.h"
 #ifndef __CUDACC__
@@ -111,33 +113,93 @@ __device__ void wait_for_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 }
 
-/// d += a b by a warpgroup, of tiles that descriptors name: 64 x 16 by 16 x 128. Transposed is a factor
+// What follows the type of a product's factors.
+#define MUTILDE_MULTIPLY                        \
+  " {%0, %1, %2, %3, %4, %5, %6, %7, "          \
+  " %8, %9, %10, %11, %12, %13, %14, %15, "     \
+  " %16, %17, %18, %19, %20, %21, %22, %23, "   \
+  " %24, %25, %26, %27, %28, %29, %30, %31, "   \
+  " %32, %33, %34, %35, %36, %37, %38, %39, "   \
+  " %40, %41, %42, %43, %44, %45, %46, %47, "   \
+  " %48, %49, %50, %51, %52, %53, %54, %55, "   \
+  " %56, %57, %58, %59, %60, %61, %62, %63}, "  \
+  "%64, %65, 1, 1, 1, %66, %67;" : "+f"(d[0]),  \
+                                   "+f"(d[1]),  \
+                                   "+f"(d[2]),  \
+                                   "+f"(d[3]),  \
+                                   "+f"(d[4]),  \
+                                   "+f"(d[5]),  \
+                                   "+f"(d[6]),  \
+                                   "+f"(d[7]),  \
+                                   "+f"(d[8]),  \
+                                   "+f"(d[9]),  \
+                                   "+f"(d[10]), \
+                                   "+f"(d[11]), \
+                                   "+f"(d[12]), \
+                                   "+f"(d[13]), \
+                                   "+f"(d[14]), \
+                                   "+f"(d[15]), \
+                                   "+f"(d[16]), \
+                                   "+f"(d[17]), \
+                                   "+f"(d[18]), \
+                                   "+f"(d[19]), \
+                                   "+f"(d[20]), \
+                                   "+f"(d[21]), \
+                                   "+f"(d[22]), \
+                                   "+f"(d[23]), \
+                                   "+f"(d[24]), \
+                                   "+f"(d[25]), \
+                                   "+f"(d[26]), \
+                                   "+f"(d[27]), \
+                                   "+f"(d[28]), \
+                                   "+f"(d[29]), \
+                                   "+f"(d[30]), \
+                                   "+f"(d[31]), \
+                                   "+f"(d[32]), \
+                                   "+f"(d[33]), \
+                                   "+f"(d[34]), \
+                                   "+f"(d[35]), \
+                                   "+f"(d[36]), \
+                                   "+f"(d[37]), \
+                                   "+f"(d[38]), \
+                                   "+f"(d[39]), \
+                                   "+f"(d[40]), \
+                                   "+f"(d[41]), \
+                                   "+f"(d[42]), \
+                                   "+f"(d[43]), \
+                                   "+f"(d[44]), \
+                                   "+f"(d[45]), \
+                                   "+f"(d[46]), \
+                                   "+f"(d[47]), \
+                                   "+f"(d[48]), \
+                                   "+f"(d[49]), \
+                                   "+f"(d[50]), \
+                                   "+f"(d[51]), \
+                                   "+f"(d[52]), \
+                                   "+f"(d[53]), \
+                                   "+f"(d[54]), \
+                                   "+f"(d[55]), \
+                                   "+f"(d[56]), \
+                                   "+f"(d[57]), \
+                                   "+f"(d[58]), \
+                                   "+f"(d[59]), \
+                                   "+f"(d[60]), \
+                                   "+f"(d[61]), \
+                                   "+f"(d[62]), \
+                                   "+f"(d[63])  \
+      : "l"(a), "l"(b), "n"(int{a_transposed}), "n"(int{b_transposed})
+
+/// d += a b by a warpgroup, of tiles of E that descriptors name: 64 x 16 by 16 x 128. Transposed is a factor
 /// whose rows in memory do not run along k.
-template <bool a_transposed, bool b_transposed>
+template <class E, bool a_transposed, bool b_transposed>
 __device__ void multiply(float (&d)[64], uint64_t a, uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, "
-      " %8, %9, %10, %11, %12, %13, %14, %15, "
-      " %16, %17, %18, %19, %20, %21, %22, %23, "
-      " %24, %25, %26, %27, %28, %29, %30, %31, "
-      " %32, %33, %34, %35, %36, %37, %38, %39, "
-      " %40, %41, %42, %43, %44, %45, %46, %47, "
-      " %48, %49, %50, %51, %52, %53, %54, %55, "
-      " %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, 1, 1, 1, %66, %67;"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
-        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
-        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]),
-        "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),
-        "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
-        "+f"(d[63])
-      : "l"(a), "l"(b), "n"(int{a_transposed}), "n"(int{b_transposed}));
+  if constexpr (std::is_same_v<E, __half>) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16" MUTILDE_MULTIPLY);
+  } else {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16" MUTILDE_MULTIPLY);
+  }
 }
+#undef MUTILDE_MULTIPLY
 
 // The host's side.
 
@@ -160,18 +222,21 @@ inline PFN_cuTensorMapEncodeTiled_v12000 find_encode() {
 /// What the copy engine must know to copy boxes from a dense array: sizes, of the array and of a box,
 /// the innermost first. A box has 64 elements of the innermost axis. Along the others it takes every
 /// steps[i]-th element: box[i] counts those in between too.
-template <int rank>
-CUtensorMap tensor_map(const __nv_bfloat16* array, const cuuint64_t (&sizes)[rank],
+template <int rank, class E>
+CUtensorMap tensor_map(const E* array, const cuuint64_t (&sizes)[rank],
                        const cuuint32_t (&box)[rank], const cuuint32_t (&steps)[rank]) {
   static const auto encode = find_encode();
   cuuint64_t row_bytes[rank - 1];
   for (int i = 0; i + 1 < rank; ++i) {
-    row_bytes[i] = sizes[i] * (i == 0 ? sizeof(__nv_bfloat16) : row_bytes[i - 1]);
+    row_bytes[i] = sizes[i] * (i == 0 ? sizeof(E) : row_bytes[i - 1]);
   }
+  constexpr CUtensorMapDataType kType = std::is_same_v<E, __half>
+                                            ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                            : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   CUtensorMap map;
   const CUresult result =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank, const_cast<__nv_bfloat16*>(array), sizes,
-             row_bytes, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      encode(&map, kType, rank, const_cast<E*>(array), sizes, row_bytes, box, steps,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
              CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     fail<Error>("cuTensorMapEncodeTiled: error {}", static_cast<int>(result));

@@ -23,7 +23,7 @@
 //
 // The outers of a factor are the rows of a, or the columns of b: what is not k.
 //
-// How tiles lie: a row is 64 bfloat16 = 128 bytes, all 32 banks once. Read by columns, rows would
+// How tiles lie: a row is 64 short numbers = 128 bytes, all 32 banks once. Read by columns, rows would
 // collide; so the engine exchanges the 16-byte pieces of a row, piece p of row r going to p xor r % 8,
 // and wgmma undoes it. That is the "128-byte swizzle", a pattern of 8 rows, 1024 bytes. A descriptor
 // tells wgmma where a tile begins and how far apart its patterns are.
@@ -42,24 +42,25 @@ namespace mutilde::cuda::hopper {
 constexpr int kDepth = 64;                // k of a step
 constexpr int kGroup = 128, kGroups = 2;  // threads of a warpgroup; consumers
 constexpr int kThreads = kGroups * kGroup + 32;
-constexpr int kInstructionDepth = 16;                     // k of one wgmma
-constexpr int kPattern = 8 * 64 * sizeof(__nv_bfloat16);  // bytes, of 8 swizzled rows
-constexpr int kBlockTile = 64 * 64;                       // elements: 64 k of 64 outers
+constexpr int kInstructionDepth = 16;                // k of one wgmma
+constexpr int kPattern = 8 * 64 * sizeof(uint16_t);  // bytes, of 8 swizzled rows
+constexpr int kBlockTile = 64 * 64;                  // elements: 64 k of 64 outers
 
 /// How a factor's tile lies, with an outer index that counts rows of the product in a and columns in b:
 /// rows of 64 k, one an outer; or for each 64 outers 64 rows, one a k.
 enum class Layout { kAlongK, kAlongOuter };
 
-/// A block's tile: each of its two consumers has `m` times 64 rows of `n` times 128 columns. Two of the small
+/// A block's tile, of factors E: each of its two consumers has `m` times 64 rows of `n` times 128 columns. Two of the small
 /// blocks fit on a multiprocessor, where one multiplies while the other stores; alone there, a block can have
 /// twice as many stages on their way (`deep`).
-template <int m, int n, bool deep = m* n != 1>
+template <class E, int m, int n, bool deep = m* n != 1>
 struct Blocking {
+  using Element = E;
   static constexpr int kM = m, kN = n, kRows = kGroups * m * 64, kColumns = n * 128;
   static constexpr int kStages = m * n == 1 ? (deep ? 6 : 3) : 4, kBlocks = deep ? 1 : 2;
 
   struct Stage {
-    __nv_bfloat16 a[kRows * kDepth], b[kColumns * kDepth];
+    E a[kRows * kDepth], b[kColumns * kDepth];
   };
   struct Shared {
     Stage stages[kStages];
@@ -80,10 +81,10 @@ struct Blocking {
 /// pattern, all in units of 16 bytes; in 62 and 63 the swizzle. Along k the address may lie within a row: which
 /// pieces are exchanged follows from bits of the address, so a tile must begin at a multiple of a pattern, and its
 /// parts need not.
-template <Layout layout>
-__device__ uint64_t descriptor(const __nv_bfloat16* tile, int block, int k) {
-  constexpr uint64_t kSwizzle128 = 1, kBlockBytes = kBlockTile * sizeof(__nv_bfloat16);
-  const __nv_bfloat16* begin = tile + block * kBlockTile + (layout == Layout::kAlongK ? k : k * 64);
+template <Layout layout, class E>
+__device__ uint64_t descriptor(const E* tile, int block, int k) {
+  constexpr uint64_t kSwizzle128 = 1, kBlockBytes = kBlockTile * sizeof(E);
+  const E* begin = tile + block * kBlockTile + (layout == Layout::kAlongK ? k : k * 64);
   return (shared_address(begin) & 0x3ffff) >> 4 | kBlockBytes >> 4 << 16 |
          uint64_t{kPattern >> 4} << 32 | kSwizzle128 << 62;
 }
@@ -136,7 +137,8 @@ __device__ void consume(typename Blocking::Shared& shared, int group, int steps,
       for (int i = 0; i < kM; ++i) {
 #pragma unroll
         for (int j = 0; j < kN; ++j) {
-          multiply<layout_a == Layout::kAlongOuter, layout_b == Layout::kAlongOuter>(
+          multiply<typename Blocking::Element, layout_a == Layout::kAlongOuter,
+                   layout_b == Layout::kAlongOuter>(
               sums[i][j], descriptor<layout_a>(stage.a, group * kM + i, k),
               descriptor<layout_b>(stage.b, 2 * j, k));
         }
@@ -169,15 +171,16 @@ __device__ inline void exchange(uint32_t (&pairs)[4]) {
 
 __device__ inline float2 no_bias(int) { return make_float2(0, 0); }
 
-/// A pair in bfloat16 plus another.
-__device__ inline uint32_t plus(uint32_t a, uint32_t b) {
-  const float2 x = unpack(a), y = unpack(b);
-  return pack(x.x + y.x, x.y + y.y);
+/// A pair of short numbers plus another.
+template <class E>
+__device__ uint32_t plus(uint32_t a, uint32_t b) {
+  const float2 x = unpack<E>(a), y = unpack<E>(b);
+  return pack<E>(x.x + y.x, x.y + y.y);
 }
 
 /// Stores what this thread of a consumer has of the block's tile. at(row, column) is the place in out of the
 /// numbers of a row from that column on, -1 where there are none; bias(column) is what is added to a column and
-/// the next; residual, or null, lies like out. The columns of out are a multiple of 2, and for bfloat16 of 8.
+/// the next; residual, or null, lies like out. The columns of out are a multiple of 2, and for a short type of 8.
 template <class Blocking, class Out, class At, class Bias>
 __device__ void store_sums(int group, const typename Blocking::Sums& sums, Out* out,
                            const std::type_identity_t<Out>* residual, const At& at,
@@ -214,7 +217,7 @@ __device__ void store_sums(int group, const typename Blocking::Sums& sums, Out* 
 #pragma unroll
             for (int p = 0; p < 4; ++p) {
               const float2 pair = pair_of(first + p);
-              pairs[p] = pack(pair.x, pair.y);
+              pairs[p] = pack<Out>(pair.x, pair.y);
             }
             exchange(pairs);
             const int64_t place = at(row, j * 128 + (first + lane % 4) * 8);
@@ -222,8 +225,8 @@ __device__ void store_sums(int group, const typename Blocking::Sums& sums, Out* 
             uint4 numbers = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
             if (residual != nullptr) {
               const uint4 more = *reinterpret_cast<const uint4*>(residual + place);
-              numbers = make_uint4(plus(numbers.x, more.x), plus(numbers.y, more.y),
-                                   plus(numbers.z, more.z), plus(numbers.w, more.w));
+              numbers = make_uint4(plus<Out>(numbers.x, more.x), plus<Out>(numbers.y, more.y),
+                                   plus<Out>(numbers.z, more.z), plus<Out>(numbers.w, more.w));
             }
             *reinterpret_cast<uint4*>(out + place) = numbers;
           }

@@ -139,15 +139,17 @@ TEST(Autograd, MakesLeavesOfNothingElse) {
   EXPECT_FALSE(y.set_requires_grad(false).requires_grad());
 }
 
-TEST(Autograd, NamesTheOpWhoseBFloat16CotangentsItCannotAddUp) {
-  const Tensor x = leaf({1, 2});
-  const Tensor y = x.to(DType::kBFloat16);
-  sum(y.to(DType::kFloat64)).backward();  // one is passed on
-  EXPECT_THAT(x.grad().to_vector<double>(), ElementsAre(1, 1));
-  const Tensor z = x.to(DType::kBFloat16);
-  const Tensor twice = z.to(DType::kFloat64) + z.to(DType::kFloat64);
-  EXPECT_THAT(message_of<DTypeError>([&] { sum(twice).backward(); }),
-              HasSubstr("bfloat16 cotangents of 'cast'"));
+TEST(Autograd, NamesTheOpWhoseShortCotangentsItCannotAddUp) {
+  for (const DType type : {DType::kBFloat16, DType::kFloat16}) {
+    const Tensor x = leaf({1, 2});
+    const Tensor y = x.to(type);
+    sum(y.to(DType::kFloat64)).backward();  // one is passed on
+    EXPECT_THAT(x.grad().to_vector<double>(), ElementsAre(1, 1));
+    const Tensor z = x.to(type);
+    const Tensor twice = z.to(DType::kFloat64) + z.to(DType::kFloat64);
+    EXPECT_THAT(message_of<DTypeError>([&] { sum(twice).backward(); }),
+                HasSubstr(fmt::format("the {} cotangents of 'cast'", name_of(type))));
+  }
 }
 
 // Adding to gradients that are there takes the memory of one more, not of all of them.

@@ -72,8 +72,8 @@ TEST(Layout, CopiesASliceOfAnyAxis) {
 }
 
 TEST(Cast, FillsEveryType) {
-  for (DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kInt32,
-                      DType::kInt64, DType::kUInt8}) {
+  for (DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16,
+                      DType::kInt32, DType::kInt64, DType::kUInt8}) {
     for (int64_t n : kSizes) {
       const Tensor x = run({n}, dtype, [](const Tensor& out) { cpu().fill(7, out); });
       EXPECT_EQ(x.to_vector<double>(), std::vector<double>(static_cast<size_t>(n), 7.0))
@@ -84,7 +84,8 @@ TEST(Cast, FillsEveryType) {
 
 TEST(Cast, KeepsWhatEveryTypeHolds) {
   const std::vector<DType> types = {DType::kFloat32, DType::kFloat64, DType::kBFloat16,
-                                    DType::kInt32,   DType::kInt64,   DType::kUInt8};
+                                    DType::kFloat16, DType::kInt32,   DType::kInt64,
+                                    DType::kUInt8};
   std::vector<double> values;
   for (int i = 0; i < 1001; ++i) values.push_back(i % 128);
   const Tensor x = Tensor::from<double>({1001}, values);
@@ -136,6 +137,57 @@ TEST(Cast, BFloat16RoundsToNearestEven) {
   cpu().cast(bad, bad_half);
   cpu().cast(bad_half, back);
   EXPECT_TRUE(std::isnan(back.item()));
+}
+
+/// What a float16's bits stand for, by its definition.
+double value_of(unsigned bits) {
+  const int exponent = static_cast<int>(bits >> 10 & 0x1f);
+  const double fraction = bits & 0x3ff, sign = (bits & 0x8000) != 0 ? -1 : 1;
+  if (exponent == 0) return sign * std::ldexp(fraction, -24);
+  if (exponent < 31) return sign * std::ldexp(1024 + fraction, exponent - 25);
+  return fraction == 0 ? sign * std::numeric_limits<double>::infinity()
+                       : std::numeric_limits<double>::quiet_NaN();
+}
+
+Float16 rounded(float value) {
+  const Tensor x = Tensor::full({1}, value), half = Tensor::empty({1}, DType::kFloat16);
+  cpu().cast(x, half);
+  return half.data<Float16>()[0];
+}
+
+TEST(Cast, EveryFloat16ComesBackAndNansStayNans) {
+  const Tensor all = Tensor::empty({1 << 16}, DType::kFloat16), back = Tensor::empty({1 << 16}),
+               again = Tensor::empty({1 << 16}, DType::kFloat16);
+  for (unsigned bits = 0; bits < 1U << 16; ++bits)
+    all.data<Float16>()[bits].bits = static_cast<uint16_t>(bits);
+  cpu().cast(all, back);
+  cpu().cast(back, again);
+  for (unsigned bits = 0; bits < 1U << 16; ++bits) {
+    const double value = value_of(bits);
+    if (std::isnan(value)) {
+      ASSERT_TRUE(std::isnan(back.data<float>()[bits])) << bits;
+      ASSERT_TRUE(std::isnan(value_of(again.data<Float16>()[bits].bits))) << bits;
+    } else {
+      ASSERT_EQ(back.data<float>()[bits], value) << bits;
+      ASSERT_EQ(again.data<Float16>()[bits].bits, bits);
+    }
+  }
+}
+
+// Between each two neighbours: the middle goes to the one whose last bit is even, the floats beside it to the
+// nearer one. The largest float16's neighbour is 65536, and infinity.
+TEST(Cast, Float16RoundsToNearestEven) {
+  for (unsigned bits = 0; bits < 0x7c00; ++bits) {
+    const double next = bits == 0x7bff ? 65536 : value_of(bits + 1);
+    const auto middle = static_cast<float>((value_of(bits) + next) / 2);
+    ASSERT_EQ(rounded(middle).bits, bits + bits % 2) << bits;
+    ASSERT_EQ(rounded(-middle).bits, (bits + bits % 2) | 0x8000U) << bits;
+    ASSERT_EQ(rounded(std::nextafter(middle, 0.0F)).bits, bits);
+    ASSERT_EQ(rounded(std::nextafter(middle, 1e9F)).bits, bits + 1);
+  }
+  EXPECT_EQ(rounded(1e-30F).bits, 0);
+  EXPECT_EQ(rounded(-0.0F).bits, 0x8000);
+  EXPECT_EQ(rounded(1e30F).bits, 0x7c00);
 }
 
 }  // namespace

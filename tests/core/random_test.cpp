@@ -228,6 +228,7 @@ TEST(Generator, StartsAtABlock) {
     }
   }
   EXPECT_THROW(Generator(1).normal({2}, DType::kBFloat16), DTypeError);
+  EXPECT_THROW(Generator(1).normal({2}, DType::kFloat16), DTypeError);
   EXPECT_THROW(Generator(1).uniform({2}, DType::kInt64), DTypeError);
 }
 

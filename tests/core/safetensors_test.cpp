@@ -88,7 +88,7 @@ TEST_F(Safetensors, ReadsFloat16AsFloat32) {
                                         0x8000, 0x7C00, 0x3555, 0x7E00};
   const SafetensorsFile file(
       write_file(R"({"h":{"dtype":"F16","shape":[9],"data_offsets":[0,18]}})", bytes_of(halves)));
-  EXPECT_EQ(file.dtype("h"), DType::kFloat32);
+  EXPECT_EQ(file.dtype("h"), DType::kFloat16);
   const std::vector<float> values = file.read("h").to_vector<float>();
   const std::vector<float> expected = {1.0f,
                                        -2.0f,
@@ -104,13 +104,16 @@ TEST_F(Safetensors, ReadsFloat16AsFloat32) {
 }
 
 TEST_F(Safetensors, RoundTripsEveryDType) {
-  const Tensor bf16 = Tensor::empty({2}, DType::kBFloat16);
-  const std::vector<uint16_t> bits = {0x3F80, 0xC000};
+  const Tensor bf16 = Tensor::empty({2}, DType::kBFloat16),
+               f16 = Tensor::empty({3}, DType::kFloat16);
+  const std::vector<uint16_t> bits = {0x3F80, 0xC000, 0x7C01};
   std::memcpy(bf16.raw(), bits.data(), bf16.bytes());
+  std::memcpy(f16.raw(), bits.data(), f16.bytes());
   const std::vector<std::pair<std::string, Tensor>> tensors = {
       {"u8", Tensor::from<uint8_t>({3}, {0, 127, 255})},
       {"f32", Tensor::from<float>({2, 2}, {1e-30f, -0.0f, 3.25f, 4.0f})},
       {"bf16", bf16},
+      {"f16", f16},
       {"i32", Tensor::from<int32_t>({1, 1, 2}, {-5, 1 << 30})},
       {"f64", Tensor::from<double>({2}, {0.1, -1e300})},
       {"i64", Tensor::from<int64_t>({}, {int64_t{-1} << 60})},

@@ -1,5 +1,5 @@
-// Attention of bfloat16 tensors, by tensor cores and by the plain kernels, against its formulas in double on
-// the same inputs, to what rounding allows each number. (The table of ops holds float32 and float64.)
+// Attention of tensors of a short type, by tensor cores and by the plain kernels, against its formulas in double
+// on the same inputs, to what rounding allows each number. (The table of ops holds float32 and float64.)
 #include <cmath>
 
 #include <gtest/gtest.h>
@@ -7,6 +7,7 @@
 #include "core/op_cases.h"
 #include "cuda/cuda_backend.h"
 #include "cuda/devices.h"
+#include "tests/cuda/short_types.h"
 #ifndef __CUDACC__
 #include "tests/cuda/emulation/fault_testing.h"
 #endif
@@ -27,23 +28,21 @@ std::string name_of(const Case& c) {
   return fmt::format("{} images, {} positions, {} heads of {}", c.N, c.positions, c.heads, c.D);
 }
 
-Tensor bfloat16(const Shape& shape, double largest, uint64_t seed) {
-  return uniform(shape, -largest, largest, seed).to(DType::kBFloat16);
-}
-
 /// What should be, and how far from it rounding may lead.
 struct Expected {
   std::vector<double> values, errors;
-  explicit Expected(const Shape& shape)
-      : values(static_cast<size_t>(shape.numel())), errors(values.size()) {}
+  ShortType type;
+  Expected(const Shape& shape, const ShortType& stored)
+      : values(static_cast<size_t>(shape.numel())), errors(values.size()), type(stored) {}
   void set(size_t i, double value, double error) {
     values[i] = value;
     errors[i] = error;
   }
-  /// Of a result that is stored as a bfloat16, whose 8 bits end where those of its size do.
+  /// Of a result that is stored in the type, whose bits end where those of its size do.
   void set_rounded(size_t i, double value, double error) {
     const double largest = std::abs(value) + error;
-    set(i, value, error + (largest > 0 ? std::ldexp(0x1p-8, std::ilogb(largest)) : 0));
+    set(i, value,
+        error + type.least + (largest > 0 ? std::ldexp(type.half_unit, std::ilogb(largest)) : 0));
   }
 };
 
@@ -79,21 +78,26 @@ class Head {
 /// A sum of products and what its rounding may come to: each of its float additions 2^-23 of the terms'
 /// sizes, for tensor cores cut off where others round.
 struct Sum {
-  double value = 0, size = 0;
+  double value = 0, size = 0, size_b = 0;
   int terms = 0;
   void add(double a, double b) {
     value += a * b;
     size += std::abs(a * b);
+    size_b += std::abs(b);
     ++terms;
   }
   double error() const { return terms * size * 0x1p-23; }
 };
 
-/// `weights`: by what part of it a weight is rounded before it enters a product.
-void expect_forward(const Case& c, const Tensor& qkv, double weights, const Tensor& out,
-                    const Tensor& log_sum_exp) {
+/// What rounding costs a weight before it enters a product: a part of it, and any weight at most `least`.
+struct Weights {
+  double part = 0, least = 0;
+};
+
+void expect_forward(const Case& c, const ShortType& type, const Tensor& qkv, const Weights& weights,
+                    const Tensor& out, const Tensor& log_sum_exp) {
   const auto x = qkv.to_vector<double>();
-  Expected expected(c.out()), expected_statistics(c.statistics());
+  Expected expected(c.out(), type), expected_statistics(c.statistics(), type);
   for (int64_t n = 0; n < c.N; ++n) {
     for (int64_t head = 0; head < c.heads; ++head) {
       const Head h(c, n, head);
@@ -115,8 +119,9 @@ void expect_forward(const Case& c, const Tensor& qkv, double weights, const Tens
         for (int64_t d = 0; d < c.D; ++d) {
           Sum sum;
           for (int64_t j = 0; j < c.positions; ++j) sum.add(p[j] / total, x[h.in(j, 2, d)]);
-          expected.set_rounded(h.out(i, d), sum.value,
-                               (weights + error) * sum.size + 2 * sum.error());
+          expected.set_rounded(
+              h.out(i, d), sum.value,
+              (weights.part + error) * sum.size + weights.least * sum.size_b + 2 * sum.error());
         }
         expected_statistics.set(h.statistic(i), highest + std::log(total),
                                 error + static_cast<double>(c.positions) * 0x1p-23);
@@ -127,12 +132,13 @@ void expect_forward(const Case& c, const Tensor& qkv, double weights, const Tens
   expect_near(log_sum_exp, expected_statistics);
 }
 
-void expect_backward(const Case& c, const Tensor& qkv, const Tensor& out, const Tensor& log_sum_exp,
-                     const Tensor& dout, double weights, const Tensor& dqkv) {
+void expect_backward(const Case& c, const ShortType& type, const Tensor& qkv, const Tensor& out,
+                     const Tensor& log_sum_exp, const Tensor& dout, const Weights& weights,
+                     const Tensor& dqkv) {
   const auto x = qkv.to_vector<double>(), y = out.to_vector<double>();
   const auto statistics = log_sum_exp.to_vector<double>(), dy = dout.to_vector<double>();
   const auto T = static_cast<size_t>(c.positions);
-  Expected expected(c.qkv());
+  Expected expected(c.qkv(), type);
   for (int64_t n = 0; n < c.N; ++n) {
     for (int64_t head = 0; head < c.heads; ++head) {
       const Head h(c, n, head);
@@ -153,9 +159,9 @@ void expect_backward(const Case& c, const Tensor& qkv, const Tensor& out, const 
           const size_t ij = static_cast<size_t>(i) * T + static_cast<size_t>(j);
           p[ij] = std::exp(logit.value * h.scale() - shift);
           ds[ij] = p[ij] * (dweight.value - delta.value);
-          p_error[ij] = (weights + error) * p[ij];
-          ds_error[ij] =
-              (weights + error) * std::abs(ds[ij]) + p[ij] * (dweight.error() + delta.error());
+          p_error[ij] = (weights.part + error) * p[ij] + weights.least;
+          ds_error[ij] = (weights.part + error) * std::abs(ds[ij]) + weights.least +
+                         p[ij] * (dweight.error() + delta.error());
         }
       }
       // dx[r, d] = factor * sum over s of w(r, s) z(s, d)
@@ -193,46 +199,54 @@ struct Result {
 
 Result attention(const Case& c, Rung rung, const Tensor& qkv, const Tensor& dout) {
   const Device gpu = Device::cuda();
+  const DType type = qkv.dtype();
   CudaBackend backend(0, rung);
   const Tensor x = qkv.to(gpu);
-  const Result result{Tensor::empty(c.out(), DType::kBFloat16, gpu),
+  const Result result{Tensor::empty(c.out(), type, gpu),
                       Tensor::empty(c.statistics(), DType::kFloat32, gpu),
-                      Tensor::empty(c.qkv(), DType::kBFloat16, gpu)};
+                      Tensor::empty(c.qkv(), type, gpu)};
   backend.attention(x, c.heads, result.out, result.log_sum_exp);
   backend.attention_backward(x, c.heads, result.out, result.log_sum_exp, dout.to(gpu), result.dqkv);
   return result;
 }
 
-void check(const Case& c, Rung rung, bool tensor_cores) {
-  SCOPED_TRACE(name_of(c));
-  use_cuda();
-  const Tensor qkv = bfloat16(c.qkv(), c.largest, 1), dout = bfloat16(c.out(), 2, 2);
-  const Result result = attention(c, rung, qkv, dout);
-  // Tensor cores take bfloat16 factors, and so round the weights to 8 bits.
-  const double weights = tensor_cores ? 0x1p-8 : 0;
-  expect_forward(c, qkv, weights, result.out, result.log_sum_exp);
-  expect_backward(c, qkv, result.out, result.log_sum_exp, dout, weights, result.dqkv);
-}
+class ShortAttention : public testing::TestWithParam<ShortType> {
+ protected:
+  void SetUp() override { use_cuda(); }
+  Tensor numbers(const Shape& shape, double largest, uint64_t seed) const {
+    return uniform(shape, -largest, largest, seed).to(GetParam().dtype);
+  }
+  void check(const Case& c, Rung rung, bool tensor_cores) const {
+    SCOPED_TRACE(name_of(c));
+    const ShortType& type = GetParam();
+    const Tensor qkv = numbers(c.qkv(), c.largest, 1), dout = numbers(c.out(), 2, 2);
+    const Result result = attention(c, rung, qkv, dout);
+    // Tensor cores take short factors, and so round the weights to their bits.
+    const Weights weights = tensor_cores ? Weights{type.half_unit, type.least} : Weights{};
+    expect_forward(c, type, qkv, weights, result.out, result.log_sum_exp);
+    expect_backward(c, type, qkv, result.out, result.log_sum_exp, dout, weights, result.dqkv);
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Types, ShortAttention, testing::ValuesIn(kShortTypes), kNameOfShortType);
 
 // One position; a part of a tile, a whole one, and more; heads as wide as a kernel's tiles and narrower.
 constexpr Case kCases[] = {{2, 1, 1, 16},  {2, 16, 4, 64},     {2, 65, 3, 16},  {1, 63, 2, 32},
                            {1, 64, 1, 64}, {1, 197, 1, 64},    {1, 70, 1, 128}, {2, 40, 2, 24},
                            {1, 67, 1, 8},  {1, 130, 1, 64, 16}};
 
-TEST(Bfloat16Attention, ByTensorCoresIsItsFormula) {
+TEST_P(ShortAttention, ByTensorCoresIsItsFormula) {
   for (const Case& c : kCases) check(c, Rung::kAutomatic, true);
 }
 
-TEST(Bfloat16Attention, ByPlainKernelsIsItsFormula) {
+TEST_P(ShortAttention, ByPlainKernelsIsItsFormula) {
   for (const Case& c : kCases) check(c, Rung::kPlain, false);
   check({2, 37, 2, 20}, Rung::kAutomatic, false);  // rows that no vector of 16 bytes fits
   check({1, 5, 1, 136}, Rung::kAutomatic, false);  // wider than the tensor cores' kernels
 }
 
-TEST(Bfloat16Attention, TheRungSaysWhichKernelsRun) {
-  use_cuda();
+TEST_P(ShortAttention, TheRungSaysWhichKernelsRun) {
   const Case c{1, 40, 2, 32};
-  const Tensor qkv = bfloat16(c.qkv(), 2, 1), dout = bfloat16(c.out(), 2, 2);
+  const Tensor qkv = numbers(c.qkv(), 2, 1), dout = numbers(c.out(), 2, 2);
   const auto gradient = [&](Rung rung) {
     return attention(c, rung, qkv, dout).dqkv.to_vector<double>();
   };
@@ -244,11 +258,10 @@ TEST(Bfloat16Attention, TheRungSaysWhichKernelsRun) {
 
 #ifndef __CUDACC__
 // A result that the order of the threads changes would miss a barrier.
-TEST(Bfloat16Attention, IsTheSameInBothOrdersOfTheThreads) {
-  use_cuda();
+TEST_P(ShortAttention, IsTheSameInBothOrdersOfTheThreads) {
   const emulation::OptionsScope scope;
   const Case c{1, 150, 2, 16};
-  const Tensor qkv = bfloat16(c.qkv(), 2, 1), dout = bfloat16(c.out(), 2, 2);
+  const Tensor qkv = numbers(c.qkv(), 2, 1), dout = numbers(c.out(), 2, 2);
   const auto results = [&](emulation::Order order) {
     emulation::options().order = order;
     const Result result = attention(c, Rung::kAutomatic, qkv, dout);
@@ -258,11 +271,10 @@ TEST(Bfloat16Attention, IsTheSameInBothOrdersOfTheThreads) {
 }
 #endif
 
-TEST(Bfloat16Attention, OfNothingIsNothing) {
-  use_cuda();
+TEST_P(ShortAttention, OfNothingIsNothing) {
   for (const Case& c : {Case{0, 5, 2, 16}, Case{2, 0, 2, 16}}) {
     const Result result =
-        attention(c, Rung::kAutomatic, bfloat16(c.qkv(), 2, 1), bfloat16(c.out(), 2, 2));
+        attention(c, Rung::kAutomatic, numbers(c.qkv(), 2, 1), numbers(c.out(), 2, 2));
     EXPECT_EQ(result.dqkv.numel(), 0);
   }
 }

@@ -59,6 +59,8 @@ TEST(MatmulLadder, TensorCoresEqualALoop) {
   // Twice the unit: tensor cores cut off bits where a float addition rounds.
   check_product<__nv_bfloat16, float>(
       2 * kFloatUnit, [](auto... arguments) { matmul_wmma(arguments..., nullptr); });
+  check_product<__half, float>(2 * kFloatUnit,
+                               [](auto... arguments) { matmul_wmma(arguments..., nullptr); });
 }
 
 TEST(MatmulLadder, AProductOfNoFactorsIsZero) {
@@ -73,7 +75,7 @@ TEST(MatmulLadder, AProductOfNoFactorsIsZero) {
 TEST(MatmulLadder, AnEmptyProductStartsNoKernel) {
   EXPECT_NO_THROW(matmul_plain<float>(nullptr, nullptr, nullptr, 0, 3, 5, nullptr));
   EXPECT_NO_THROW(matmul_tiled<float>(nullptr, nullptr, nullptr, 4, 0, 5, nullptr));
-  EXPECT_NO_THROW(matmul_wmma(nullptr, nullptr, nullptr, 0, 0, 5, nullptr));
+  EXPECT_NO_THROW(matmul_wmma<__half>(nullptr, nullptr, nullptr, 0, 0, 5, nullptr));
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "cuda/mma_instructions.h"
+#include "cuda/parallel.h"
 #include "tests/cuda/device_array.h"
 
 namespace mutilde::cuda {
@@ -12,9 +13,9 @@ namespace {
 constexpr int kPitch = 24;  // of rows of 16 numbers
 
 /// out = 2 a b, 16 x 8; a: 16 rows of k; b: 8 rows of k, or 16 rows k of 8 where transposed.
-__global__ void product(const __nv_bfloat16* a, const __nv_bfloat16* b, bool transposed,
-                        float* out) {
-  auto* tiles = dynamic_shared<__nv_bfloat16[2][16][kPitch]>();
+template <class E>
+__global__ void product(const E* a, const E* b, bool transposed, float* out) {
+  auto* tiles = dynamic_shared<E[2][16][kPitch]>();
   const int lane = threadIdx.x;
   for (int i = lane; i < 16 * 2; i += 32) {  // pieces of 8 numbers; b may have half as many
     copy_async<16>(&(*tiles)[0][i / 2][i % 2 * 8], a + i * 8, true);
@@ -32,18 +33,19 @@ __global__ void product(const __nv_bfloat16* a, const __nv_bfloat16* b, bool tra
     load_matrices(right, &(*tiles)[1][lane % 8][lane / 8 % 2 * 8]);
   }
   float sums[4] = {};
-  for (int twice = 0; twice < 2; ++twice) multiply(sums, left, right[0], right[1]);
+  for (int twice = 0; twice < 2; ++twice) multiply<E>(sums, left, right[0], right[1]);
   for (int i = 0; i < 4; ++i) out[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = sums[i];
 }
 
 // 16 products of at most 1, twice: tensor cores cut off where we round, an ulp each.
-TEST(Mma, IsTheProductOfWhatWasLoaded) {
-  const auto a = numbers<__nv_bfloat16>(16 * 16, 1), b = numbers<__nv_bfloat16>(16 * 8, 2);
-  const DeviceArray<__nv_bfloat16> in_a(a), in_b(b);
+template <class E>
+void check_product() {
+  const auto a = numbers<E>(16 * 16, 1), b = numbers<E>(16 * 8, 2);
+  const DeviceArray<E> in_a(a), in_b(b);
   for (const bool transposed : {false, true}) {
     DeviceArray<float> out(16 * 8);
-    launch<product>({.grid = 1, .block = 32, .shared_bytes = 2 * 16 * kPitch * 2}, in_a.data(),
-                    in_b.data(), transposed, out.data());
+    launch<product<E>>({.grid = 1, .block = 32, .shared_bytes = 2 * 16 * kPitch * 2}, in_a.data(),
+                       in_b.data(), transposed, out.data());
     const auto sums = out.to_host();
     for (int i = 0; i < 16; ++i) {
       for (int j = 0; j < 8; ++j) {
@@ -56,6 +58,39 @@ TEST(Mma, IsTheProductOfWhatWasLoaded) {
       }
     }
   }
+}
+
+TEST(Mma, IsTheProductOfWhatWasLoaded) {
+  check_product<__nv_bfloat16>();
+  check_product<__half>();
+}
+
+/// Two numbers to a register and back, and each rounded by itself.
+template <class E>
+__global__ void pairs(const float* x, float* out, float* rounded) {
+  const int i = threadIdx.x * 2;
+  const float2 pair = unpack<E>(pack<E>(x[i], x[i + 1]));
+  out[i] = pair.x;
+  out[i + 1] = pair.y;
+  for (int j = i; j < i + 2; ++j) rounded[j] = number(stored<E>(x[j]));
+}
+
+template <class E>
+void check_pairs() {
+  auto x = numbers<float>(64);
+  for (size_t i = 0; i < 32; ++i) x[i] = std::ldexp(x[i], static_cast<int>(i) - 26);
+  x[40] = 1e6F;  // infinity as a float16
+  x[41] = -INFINITY;
+  const DeviceArray<float> in(x);
+  DeviceArray<float> out(64), rounded(64);
+  launch<pairs<E>>({.grid = 1, .block = 32}, in.data(), out.data(), rounded.data());
+  EXPECT_EQ(out.to_host(), rounded.to_host());
+  for (size_t i = 0; i < 64; ++i) EXPECT_EQ(out.to_host()[i], static_cast<float>(E(x[i])));
+}
+
+TEST(Mma, APairIsTwoRoundedNumbers) {
+  check_pairs<__nv_bfloat16>();
+  check_pairs<__half>();
 }
 
 /// out: 64 numbers of x, of which only the first `count` exist.

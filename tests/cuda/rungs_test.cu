@@ -12,6 +12,7 @@
 #include "cuda/devices.h"
 #include "cuda/hopper/hopper.h"
 #include "cuda/matmul_ladder.h"
+#include "tests/cuda/short_types.h"
 #ifndef __CUDACC__
 #include "tests/cuda/emulation/fault_testing.h"
 #endif
@@ -25,13 +26,13 @@ struct Make {
   DType dtype;
 
   Tensor operator()(const Shape& shape, uint64_t seed) const { return make(shape, seed, dtype); }
-  /// Of a parameter, which is float32 where activations are bfloat16.
+  /// Of a parameter, which is float32 where activations are of a short type.
   Tensor parameter(const Shape& shape, uint64_t seed) const {
-    return make(shape, seed, dtype == DType::kBFloat16 ? DType::kFloat32 : dtype);
+    return make(shape, seed, is_short(dtype) ? DType::kFloat32 : dtype);
   }
 };
 
-/// Multiples of 1/8 in [-1, 1]: bfloat16 has them, and tf32, and a float32 all sums of up to 2^17 of
+/// Multiples of 1/8 in [-1, 1]: the short types have them, and tf32, and a float32 all sums of up to 2^17 of
 /// their products, multiples of 1/64. So there is nothing to round, in whatever order one adds.
 Make exact_numbers(DType dtype) {
   const auto make = [](const Shape& shape, uint64_t seed, DType type) {
@@ -69,15 +70,26 @@ constexpr Variant kVariants[] = {{Rung::kTiled, DType::kFloat64, Precision::kFlo
                                  {Rung::kTiled, DType::kFloat32, Precision::kFloat32},
                                  {Rung::kTensorCores, DType::kFloat32, Precision::kFloat32},
                                  {Rung::kTensorCores, DType::kFloat32, Precision::kBfloat16},
+                                 {Rung::kTensorCores, DType::kFloat32, Precision::kFloat16},
                                  {Rung::kTiled, DType::kBFloat16, Precision::kBfloat16},
-                                 {Rung::kTensorCores, DType::kBFloat16, Precision::kBfloat16}};
+                                 {Rung::kTiled, DType::kFloat16, Precision::kFloat16},
+                                 {Rung::kTensorCores, DType::kBFloat16, Precision::kBfloat16},
+                                 {Rung::kTensorCores, DType::kFloat16, Precision::kFloat16}};
+
+/// The short type that a variant's products may round their factors to, if any.
+const ShortType* factors_of(const Variant& v) {
+  for (const ShortType& type : kShortTypes) {
+    if (type.precision == v.precision) return &type;
+  }
+  return nullptr;
+}
 
 std::string name_of(const Variant& v) {
   return fmt::format("{} on the {} rung, products of {}", name_of(v.dtype),
                      v.rung == Rung::kTiled    ? "tiled"
                      : v.rung == Rung::kHopper ? "Hopper's"
                                                : "tensor cores'",
-                     v.precision == Precision::kBfloat16 ? "bfloat16" : "float32");
+                     factors_of(v) != nullptr ? name_of(factors_of(v)->dtype) : "float32");
 }
 
 /// Hopper's kernels run on its GPUs alone; emulated the GPU is what a test asks for.
@@ -113,13 +125,14 @@ void check_rung(const Variant& v, double terms, const Compute& compute) {
   expect_plain(exact_numbers(v.dtype), 0);
   // Each rung rounds each product and each of the partial sums, which are below `terms`.
   double sums = terms * (terms + 1) * (v.dtype == DType::kFloat64 ? 0x1p-52 : 0x1p-23);
-  // And a result that is stored in bfloat16 to one of its neighbours, which two sums may find different.
-  if (v.dtype == DType::kBFloat16) sums += terms * 0x1p-8;
+  // And a result that is stored in a short type to one of its neighbours, which two sums may find different.
+  const ShortType* type = factors_of(v);
+  if (is_short(v.dtype)) sums += terms * type->half_unit;
   // And tensor cores both factors of each product to 11 or 8 bits, at most 1.
   double factors = 0;
-  if (v.precision == Precision::kBfloat16) {
-    expect_plain(any_numbers(DType::kBFloat16, v.dtype), sums);
-    if (v.rung != Rung::kTiled) factors = 0x1p-9;
+  if (type != nullptr) {
+    expect_plain(any_numbers(type->dtype, v.dtype), sums);
+    if (v.rung != Rung::kTiled) factors = type->half_unit / 2;
   } else if (v.rung == Rung::kTensorCores) {
     factors = 0x1p-12;
   }
@@ -244,10 +257,12 @@ TEST(CudaRungs, ConvolutionsAndTheirGradientsAreThePlainOnes) {
   }
 }
 
-/// In float32 rounded on the way, and in bfloat16 as it lies.
+/// In float32 rounded on the way, and in a short type as it lies.
 void check_hopper(double terms, const Compute& compute) {
-  for (const DType dtype : {DType::kFloat32, DType::kBFloat16})
-    check_rung({Rung::kHopper, dtype, Precision::kBfloat16}, terms, compute);
+  for (const ShortType& type : kShortTypes) {
+    for (const DType dtype : {DType::kFloat32, type.dtype})
+      check_rung({Rung::kHopper, dtype, type.precision}, terms, compute);
+  }
 }
 
 // Sizes that its copy engine takes: over, under and across its tiles of 128 and 64.
@@ -259,7 +274,8 @@ TEST(CudaRungs, HoppersMatrixProductsAreThePlainOnes) {
     check_hopper(N, dense_backward_input(M, N, K));
     check_hopper(M, dense_backward_weight(M, N, K));
   }
-  check_hopper(74, dense_layer(129, 34, 72));  // in bfloat16 it leaves this one to the other rung
+  check_hopper(74,
+               dense_layer(129, 34, 72));  // in a short type it leaves this one to the other rung
 }
 
 TEST(CudaRungs, HoppersConvolutionsAreThePlainOnes) {
@@ -292,44 +308,74 @@ TEST(CudaRungs, HoppersMatmulIsTheLaddersThird) {
   use_cuda();
   const GpuFor gpu(Rung::kHopper);
   if (!gpu.is_here()) GTEST_SKIP() << "this GPU has no wgmma";
-  const Make make = exact_numbers(DType::kBFloat16);
-  for (const auto& sizes : {std::array{1, 8, 8}, {128, 256, 64}, {200, 264, 136}}) {
-    const int M = sizes[0], N = sizes[1], K = sizes[2];
-    const Tensor a = make({M, K}, 1), b = make({K, N}, 2);
-    const auto multiply = [&](auto matmul) {
-      const Tensor out = Tensor::empty({M, N}, DType::kFloat32, Device::cuda());
-      matmul(static_cast<const __nv_bfloat16*>(a.raw()), static_cast<const __nv_bfloat16*>(b.raw()),
-             static_cast<float*>(out.raw()), M, N, K, nullptr);
-      return out.to_vector<float>();
+  const auto check = [](auto zero) {
+    using E = decltype(zero);
+    const Make make = exact_numbers(short_dtype<E>());
+    for (const auto& sizes : {std::array{1, 8, 8}, {128, 256, 64}, {200, 264, 136}}) {
+      const int M = sizes[0], N = sizes[1], K = sizes[2];
+      const Tensor a = make({M, K}, 1), b = make({K, N}, 2);
+      const auto multiply = [&](auto matmul) {
+        const Tensor out = Tensor::empty({M, N}, DType::kFloat32, Device::cuda());
+        matmul(static_cast<const E*>(a.raw()), static_cast<const E*>(b.raw()),
+               static_cast<float*>(out.raw()), M, N, K, nullptr);
+        return out.to_vector<float>();
+      };
+      EXPECT_EQ(multiply(matmul_wgmma<E>), multiply(matmul_wmma<E>));
+    }
+  };
+  check(__nv_bfloat16{});
+  check(__half{});
+}
+
+// A weight's copy in the one type is no factor of products in the other.
+TEST(CudaRungs, HopperTakesNoCopyOfAnotherType) {
+  use_cuda();
+  const GpuFor gpu(Rung::kHopper);
+  if (!gpu.is_here()) GTEST_SKIP() << "this GPU has no wgmma";
+  for (const ShortType& type : kShortTypes) {
+    const auto multiply = [&](DType copy) {
+      return result(
+          Rung::kHopper, type.precision,
+          [&](Backend& backend, const Make& make) {
+            const Tensor x = make({3, 16}, 1), weight = make({8, 16}, 2);
+            const Tensor out = empty_like(x, {3, 8}), shortened = weight.shortened(copy);
+            ConstView factor = weight;
+            factor.short_copy = shortened.raw();
+            factor.short_type = copy;
+            backend.linear(x, factor, {}, {}, out);
+            return out;
+          },
+          any_numbers(DType::kFloat32, DType::kFloat32));
     };
-    EXPECT_EQ(multiply(matmul_wgmma), multiply(matmul_wmma));
+    EXPECT_EQ(multiply(DType::kBFloat16), multiply(DType::kFloat16));
   }
 }
 
 TEST(CudaRungs, HoppersKernelsRefuseWhatTheyCannotCopy) {
   const GpuFor gpu(Rung::kHopper);
   if (!gpu.is_here()) GTEST_SKIP() << "this GPU has no wgmma";
-  EXPECT_THROW(matmul_wgmma(nullptr, nullptr, nullptr, 8, 12, 8, nullptr), Error);
-  EXPECT_THROW(matmul_wgmma(nullptr, nullptr, nullptr, 8, 8, 7, nullptr), Error);
+  const __half* in = nullptr;
+  EXPECT_THROW(matmul_wgmma(in, in, nullptr, 8, 12, 8, nullptr), Error);
+  EXPECT_THROW(matmul_wgmma(in, in, nullptr, 8, 8, 7, nullptr), Error);
   const ConvSizes channels{8, 8, 3, 8, 8, 8, 3, 3, 1, 1}, stride{9, 9, 8, 3, 3, 8, 3, 3, 3, 1};
   for (const ConvSizes& s : {channels, stride}) {
     float* out = nullptr;
-    EXPECT_THROW(conv2d_wgmma(s, 1, nullptr, nullptr, nullptr, out, out, nullptr), Error);
-    EXPECT_THROW(conv2d_backward_input_wgmma(s, 1, nullptr, nullptr, out, nullptr), Error);
-    EXPECT_THROW(conv2d_backward_weight_wgmma(s, 1, nullptr, nullptr, nullptr, nullptr), Error);
+    EXPECT_THROW(conv2d_wgmma(s, 1, in, in, nullptr, out, out, nullptr), Error);
+    EXPECT_THROW(conv2d_backward_input_wgmma(s, 1, in, in, out, nullptr), Error);
+    EXPECT_THROW(conv2d_backward_weight_wgmma(s, 1, in, in, nullptr, nullptr), Error);
   }
 }
 
-// 1 + 2^-8 is half way between 1 and its neighbour 1 + 2^-7, and the even one of the two is 1; 1 + 2^-7
-// has a product with itself that only float32 holds.
-TEST(CudaRungs, BothFactorsOfABfloat16ProductAreRoundedAndTheirProductIsNot) {
-  use_cuda();
+// With u half of the last bit, 1 + u is half way between 1 and its neighbour 1 + 2 u, and the even one of the two
+// is 1; 1 + 2 u has a product with itself that only float32 holds.
+void check_rounding_of_factors(const ShortType& type) {
+  const double u = type.half_unit;
   for (const Rung rung : {Rung::kAutomatic, Rung::kTensorCores, Rung::kHopper}) {
     const GpuFor gpu(rung);
     if (!gpu.is_here()) continue;
-    for (const auto [a, b, product] : {std::array{1 + 0x1p-8, 1.0, 1.0},
-                                       {1.0, 1 + 0x1p-8, 1.0},
-                                       {1 + 0x1p-7, 1 + 0x1p-7, 1 + 0x1p-6 + 0x1p-14}}) {
+    for (const auto [a, b, product] : {std::array{1 + u, 1.0, 1.0},
+                                       {1.0, 1 + u, 1.0},
+                                       {1 + 2 * u, 1 + 2 * u, 1 + 4 * u + 4 * u * u}}) {
       const auto multiply = [a = a, b = b](Backend& backend, const Make&) {
         const Tensor x = Tensor::full({1, 8, 8}, a, DType::kFloat32).to(Device::cuda());
         std::vector<float> row(64);  // of y, the first; the others are zeros
@@ -339,9 +385,14 @@ TEST(CudaRungs, BothFactorsOfABfloat16ProductAreRoundedAndTheirProductIsNot) {
         backend.matmul(x, false, y, false, out);
         return out;
       };
-      EXPECT_EQ(result(rung, Precision::kBfloat16, multiply, {}), std::vector(64, product));
+      EXPECT_EQ(result(rung, type.precision, multiply, {}), std::vector(64, product));
     }
   }
+}
+
+TEST(CudaRungs, BothFactorsOfAShortProductAreRoundedAndTheirProductIsNot) {
+  use_cuda();
+  for (const ShortType& type : kShortTypes) check_rounding_of_factors(type);
 }
 
 TEST(CudaRungs, ProductsOfFloat64AreFloat64s) {
@@ -349,8 +400,10 @@ TEST(CudaRungs, ProductsOfFloat64AreFloat64s) {
   const Compute multiply = dense_layer(3, 8, 40);
   const Make any = any_numbers(DType::kFloat64, DType::kFloat64);
   for (const Rung rung : {Rung::kAutomatic, Rung::kPlain, Rung::kTensorCores, Rung::kHopper}) {
-    EXPECT_EQ(result(rung, Precision::kBfloat16, multiply, any),
-              result(rung, Precision::kFloat32, multiply, any));
+    for (const ShortType& type : kShortTypes) {
+      EXPECT_EQ(result(rung, type.precision, multiply, any),
+                result(rung, Precision::kFloat32, multiply, any));
+    }
   }
 }
 

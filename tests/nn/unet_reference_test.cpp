@@ -7,6 +7,7 @@
 #include "core/safetensors.h"
 #include "nn/unet.h"
 #include "support/reference.h"
+#include "support/reference_unet.h"
 
 namespace mutilde {
 namespace {
@@ -16,9 +17,7 @@ using nlohmann::json;
 const std::string kData = MUTILDE_TEST_DATA;
 
 struct UNetFile {
-  explicit UNetFile(const std::string& name)
-      : file(kData + "/" + name + ".safetensors"),
-        config(json::parse(file.metadata().at("config"))) {
+  explicit UNetFile(const std::string& name) : file(kData + "/" + name + ".safetensors") {
     std::ifstream stream(kData + "/conditioning.json");
     const json all = json::parse(stream)["zero_gradients"][name + ".safetensors"];
     largest_gradient = all["largest_gradient"];
@@ -30,27 +29,9 @@ struct UNetFile {
   }
 
   SafetensorsFile file;
-  json config;
   double largest_gradient = 0;
   std::vector<std::string> zero;
 };
-
-UNetConfig config_from(const json& c) {
-  UNetConfig config;
-  config.in_channels = c["in_channels"];
-  config.out_channels = c["out_channels"];
-  config.model_channels = c["model_channels"];
-  config.num_res_blocks = c["num_res_blocks"];
-  config.channel_mult = c["channel_mult"].get<std::vector<int64_t>>();
-  config.attention_downsampling = c["attention_resolutions"].get<std::vector<int64_t>>();
-  config.num_heads = c.value("num_heads", 1);
-  config.num_heads_upsample = c.value("num_heads_upsample", -1);
-  config.use_scale_shift_norm = c.value("use_scale_shift_norm", false);
-  config.conv_resample = c.value("conv_resample", true);
-  config.num_classes = c.value("num_classes", 0);
-  config.super_resolution = c["class"] == "SuperResModel";
-  return config;
-}
 
 // Output and gradients of sum(out * g), in checkpoint layout by name, NHWC for images.
 struct Result {
@@ -60,13 +41,12 @@ struct Result {
 
 Result run(const UNetFile& reference, DType dtype, bool use_checkpoint, const std::string& t_name) {
   const SafetensorsFile& file = reference.file;
-  UNetConfig config = config_from(reference.config);
+  UNetConfig config = test::reference_config(file);
   config.use_checkpoint = use_checkpoint;
   Generator random(1);
   UNet unet(config, random);
   unet.to(dtype);
-  load_state_dict(unet.named_parameters(),
-                  [&](const std::string& name) { return file.read("param." + name); });
+  test::load_reference(file, unet);
   const auto image = [&](const std::string& name) {
     return test::nchw_to_nhwc(file.read(name)).to(dtype);
   };

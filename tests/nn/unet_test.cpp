@@ -244,15 +244,16 @@ TEST(AdamW, FollowsTheFormulaAndEveryAverage) {
   EXPECT_FALSE(w.grad().defined());
 }
 
-TEST(AdamW, LeavesNoOldCopyInBfloat16) {
-  Tensor w = Tensor::from<float>({3}, {0.5, -2, 1}).set_requires_grad(true);
-  AdamW optimizer({{"w", w}}, {});
-  const std::vector<double> before = w.in_bfloat16().to_vector<double>();
-  w.set_grad(Tensor::from<float>({3}, {1, -3, 2}));
-  optimizer.step(0.1);
-  EXPECT_NE(w.in_bfloat16().to_vector<double>(), before);
-  EXPECT_EQ(w.in_bfloat16().to_vector<double>(),
-            w.detach().to(DType::kBFloat16).to_vector<double>());
+TEST(AdamW, LeavesNoOldShortCopy) {
+  for (const DType type : {DType::kBFloat16, DType::kFloat16}) {
+    Tensor w = Tensor::from<float>({3}, {0.5, -2, 1}).set_requires_grad(true);
+    AdamW optimizer({{"w", w}}, {});
+    const std::vector<double> before = w.shortened(type).to_vector<double>();
+    w.set_grad(Tensor::from<float>({3}, {1, -3, 2}));
+    optimizer.step(0.1);
+    EXPECT_NE(w.shortened(type).to_vector<double>(), before);
+    EXPECT_EQ(w.shortened(type).to_vector<double>(), w.detach().to(type).to_vector<double>());
+  }
 }
 
 TEST(AdamW, WarmsItsAverageUp) {

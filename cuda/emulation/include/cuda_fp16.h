@@ -58,7 +58,6 @@ class __half {
 
   uint16_t bits_;
 };
-using half = __half;
 
 struct alignas(4) __half2 {
   __half x, y;

@@ -125,8 +125,8 @@ TEST(CudaRungs, TheEnvironmentForcesOne) {
   EXPECT_THAT(product_kernel("wmma"), HasSubstr("wmma_product"));
   EXPECT_THAT(product_kernel("auto"), HasSubstr("tiled_product"));
   EXPECT_THAT(product_kernel("wmma", DType::kFloat64), HasSubstr("tiled_product"));
-  {
-    const PrecisionScope precision(Precision::kBfloat16);
+  for (const Precision short_factors : {Precision::kBfloat16, Precision::kFloat16}) {
+    const PrecisionScope precision(short_factors);
     EXPECT_THAT(product_kernel("auto"), HasSubstr("wmma_product"));
     EXPECT_THAT(product_kernel("auto", DType::kFloat64), HasSubstr("tiled_product"));
     EXPECT_THAT(product_kernel("plain"), HasSubstr("plain_product"));
@@ -140,7 +140,7 @@ TEST(CudaRungs, HopperGetsWhatItsCopyEngineTakes) {
   use_cuda();
   const OptionsScope scope;
   options().hopper = true;
-  const PrecisionScope precision(Precision::kBfloat16);
+  const PrecisionScope precision(Precision::kFloat16);
   cuda::CudaBackend backend(0, cuda::Rung::kAutomatic);
   const auto on_gpu = [](const Shape& shape) {
     return Tensor::zeros(shape, DType::kFloat32, Device::cuda());

@@ -15,13 +15,16 @@ using cuda::launch;
 using testing::AllOf;
 using testing::HasSubstr;
 
-using Tile = Blocking<1, 1>;
-using Stage = Tile::Stage;
-constexpr size_t kBytes = sizeof(Stage) + kPattern;
+template <class E>
+using Tile = Blocking<E, 1, 1>;
+template <class E>
+using Stage = typename Tile<E>::Stage;
+constexpr size_t kBytes = sizeof(Stage<__half>) + kPattern;
 
-Stage& stage() {
+template <class E>
+Stage<E>& stage() {
   const auto bytes = reinterpret_cast<uintptr_t>(cuda::dynamic_shared<unsigned char>());
-  return *reinterpret_cast<Stage*>((bytes + kPattern - 1) / kPattern * kPattern);
+  return *reinterpret_cast<Stage<E>*>((bytes + kPattern - 1) / kPattern * kPattern);
 }
 
 /// One warp arrives; the other waits for `arrivals`, and then reads what the first wrote.
@@ -71,16 +74,17 @@ TEST(EmulatedHopper, AnArrivalTooManyIsAFault) {
 
 /// A warpgroup's sums of 16 ones times ones, before and after it waits for them; meanwhile the factors
 /// become zeros where `gives_back`.
+template <class E>
 __global__ void products(bool gives_back, float* out) {
-  Stage& tiles = stage();
+  Stage<E>& tiles = stage<E>();
   uint64_t barrier;
   if (threadIdx.x == 0) init_barrier(&barrier, 1);
-  for (int i = threadIdx.x; i < Tile::kRows * kDepth; i += blockDim.x)
+  for (int i = threadIdx.x; i < Tile<E>::kRows * kDepth; i += blockDim.x)
     tiles.a[i] = tiles.b[i] = 1.0F;
   __syncthreads();
   float sum[64] = {};
-  multiply<false, false>(sum, descriptor<Layout::kAlongK>(tiles.a, 0, 0),
-                         descriptor<Layout::kAlongK>(tiles.b, 0, 0));
+  multiply<E, false, false>(sum, descriptor<Layout::kAlongK>(tiles.a, 0, 0),
+                            descriptor<Layout::kAlongK>(tiles.b, 0, 0));
   commit_products();
   out[threadIdx.x * 2] = sum[63];
   if (gives_back) tiles.a[threadIdx.x * 64] = 0.0F;
@@ -89,19 +93,25 @@ __global__ void products(bool gives_back, float* out) {
   out[threadIdx.x * 2 + 1] = sum[63];
 }
 
-TEST(EmulatedHopper, ProductsAreThereWhenTheyWereWaitedForAndReadTheirTilesUntilThen) {
+template <class E>
+void check_products() {
   const OptionsScope scope;
   options().hopper = true;
   DeviceArray<float> out(256);
-  launch<products>({.grid = 1, .block = 128, .shared_bytes = kBytes}, false, out.data());
+  launch<products<E>>({.grid = 1, .block = 128, .shared_bytes = kBytes}, false, out.data());
   for (size_t i = 0; i < 256; ++i) EXPECT_EQ(out.to_host()[i], i % 2 == 0 ? 0 : 16);
-  launch<products>({.grid = 1, .block = 128, .shared_bytes = kBytes}, true, out.data());
+  launch<products<E>>({.grid = 1, .block = 128, .shared_bytes = kBytes}, true, out.data());
   EXPECT_NE(out.to_host()[1], 16);
+}
+
+TEST(EmulatedHopper, ProductsAreThereWhenTheyWereWaitedForAndReadTheirTilesUntilThen) {
+  check_products<__nv_bfloat16>();
+  check_products<__half>();
 }
 
 /// out: the tile of 8 rows of 64 that begins at (row, column), in the order of the shared memory.
 __global__ void copy(const __grid_constant__ CUtensorMap matrix, int row, int column, float* out) {
-  Stage& tiles = stage();
+  auto& tiles = stage<__nv_bfloat16>();
   auto* barrier = reinterpret_cast<uint64_t*>(tiles.b);
   if (threadIdx.x == 0) {
     init_barrier(barrier, 1);
