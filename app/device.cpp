@@ -3,6 +3,7 @@
 #include <charconv>
 
 #include "app/command_line.h"
+#include "core/backend.h"
 #include "core/cpu_isa.h"
 #include "core/precision.h"
 #include "cuda/devices.h"
@@ -40,7 +41,16 @@ Device find_device(const std::string& text) {
 }
 
 void use_precision(const std::string& text, Device device) {
-  set_product_precision(text == "bf16" ? Precision::kBfloat16 : Precision::kFloat32);
+  if (text == "fp16" && !backend(device).has_kernels_for(DType::kFloat16)) {
+    fail<UsageError>(
+        "--precision fp16: {} has no kernels for float16, a GPU has (--device cuda); here there "
+        "are "
+        "fp32 and bf16",
+        device.to_string());
+  }
+  set_product_precision(text == "bf16"   ? Precision::kBfloat16
+                        : text == "fp16" ? Precision::kFloat16
+                                         : Precision::kFloat32);
   if (text == "bf16" && device == Device::cpu() && !cpu_isa().kernels->has_bf16) {
     fmt::print(
         stderr,

@@ -9,6 +9,7 @@
 #include "app/progress.h"
 #include "app/run_folder.h"
 #include "app/train_run.h"
+#include "core/precision.h"
 #include "diffusion/checkpoint.h"
 
 namespace fs = std::filesystem;
@@ -229,6 +230,9 @@ int train_command(const std::vector<std::string>& arguments) {
   const std::unique_ptr<Dataset> dataset = open_data(settings);
   Trainer trainer(settings, device);
   if (checkpoint) checkpoint->restore(trainer);
+  // A checkpoint of such a run brings its own scale.
+  if (product_precision() == Precision::kFloat16 && !trainer.lg_loss_scale())
+    trainer.scale_losses();
 
   fs::create_directories(out);
   if (flags.overwrite) remove_run(out);

@@ -140,7 +140,8 @@ def main():
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of both sides")
     parser.add_argument("--when", metavar="FILE", help="with --device cuda: start the peers, which compile for "
                         "minutes, and then wait until this file exists")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of both sides")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32",
+                        help="of both sides; fp16 (with scaled losses) on a GPU alone")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--pause", type=float, default=0.25, help="seconds between steps")
     parser.add_argument("--json", metavar="FILE", help="write the rows as a JSON list")

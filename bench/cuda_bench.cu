@@ -1,6 +1,6 @@
 // The ladder on this machine's GPU: TFLOP/s of each rung on a matrix product and on a convolution and
 // its gradients, and a step of training of each preset. scripts/gpu_check.sh runs it. With --layers: the
-// convolutions of the cifar preset.
+// convolutions of the cifar preset. With --precision fp16: float16 in place of bfloat16.
 #include <algorithm>
 #include <chrono>
 #include <functional>
@@ -53,22 +53,30 @@ Tensor random(const Shape& shape, DType dtype = DType::kFloat32) {
   return generator.normal(shape).to(dtype).to(Device::cuda());
 }
 
+/// The short type that is measured.
+struct Short {
+  Precision precision;
+  DType dtype;
+};
+
 struct NamedRung {
-  const char* name;
+  std::string name;
   cuda::Rung rung;
   Precision precision = Precision::kFloat32;
   DType dtype = DType::kFloat32;
 };
-constexpr NamedRung kRungs[] = {
-    {"float32, plain", cuda::Rung::kPlain},
-    {"float32, tiled", cuda::Rung::kTiled},
-    {"float32 rounded to tf32, wmma", cuda::Rung::kTensorCores},
-    {"bfloat16, wmma", cuda::Rung::kTensorCores, Precision::kBfloat16, DType::kBFloat16},
-    {"bfloat16, wgmma and TMA", cuda::Rung::kHopper, Precision::kBfloat16, DType::kBFloat16}};
+std::vector<NamedRung> rungs(const Short& type) {
+  const std::string name = name_of(type.dtype);
+  return {{"float32, plain", cuda::Rung::kPlain},
+          {"float32, tiled", cuda::Rung::kTiled},
+          {"float32 rounded to tf32, wmma", cuda::Rung::kTensorCores},
+          {name + ", wmma", cuda::Rung::kTensorCores, type.precision, type.dtype},
+          {name + ", wgmma and TMA", cuda::Rung::kHopper, type.precision, type.dtype}};
+}
 
 /// Calls measure(backend, rung) for each rung that this GPU has.
-void for_rungs(const std::function<void(Backend&, const NamedRung&)>& measure) {
-  for (const NamedRung& rung : kRungs) {
+void for_rungs(const Short& type, const std::function<void(Backend&, const NamedRung&)>& measure) {
+  for (const NamedRung& rung : rungs(type)) {
     if (rung.rung == cuda::Rung::kHopper && !cuda::is_hopper()) continue;
     set_product_precision(rung.precision);
     cuda::CudaBackend backend(0, rung.rung);
@@ -77,14 +85,14 @@ void for_rungs(const std::function<void(Backend&, const NamedRung&)>& measure) {
   set_product_precision(Precision::kFloat32);
 }
 
-void measure_matmul() {
+void measure_matmul(const Short& type) {
   constexpr int n = 4096;
   constexpr double kOperations = 2.0 * n * n * n;
   const std::string name = fmt::format("matmul {0} x {0} x {0}", n);
   const Tensor a = random({1, n, n}), b = random({1, n, n});
-  for_rungs([&](Backend& backend, const NamedRung& rung) {
+  for_rungs(type, [&](Backend& backend, const NamedRung& rung) {
     const Tensor in_a = a.to(rung.dtype), in_b = b.to(rung.dtype), out = in_a.clone();
-    print_row(name.c_str(), rung.name, kOperations,
+    print_row(name.c_str(), rung.name.c_str(), kOperations,
               [&] { backend.matmul(in_a, false, in_b, false, out); });
   });
 }
@@ -112,30 +120,30 @@ void run_layer(Backend& backend, const Layer& layer, DType dtype,
   report("weight gradient", [&] { backend.conv2d_backward_weight(x, dout, geometry, dweight); });
 }
 
-void measure_conv(const Layer& layer) {
-  for_rungs([&](Backend& backend, const NamedRung& rung) {
+void measure_conv(const Short& type, const Layer& layer) {
+  for_rungs(type, [&](Backend& backend, const NamedRung& rung) {
     run_layer(backend, layer, rung.dtype, [&](const char* what, const auto& call) {
       const std::string name =
           fmt::format("conv {0}x{0}, stride {1}, {2} x {3}x{3}, {4} channels, {5}", layer.kernel,
                       layer.stride, layer.N, layer.size, layer.C, what);
-      print_row(name.c_str(), rung.name, layer.operations(), call);
+      print_row(name.c_str(), rung.name.c_str(), layer.operations(), call);
     });
   });
 }
 
 /// The convolutions of the cifar preset at a batch of 128, in the way that the library picks: a line each,
 /// which bench/cuda_layers.py sets beside PyTorch's.
-void measure_layers() {
+void measure_layers(const Short& type) {
   constexpr Layer kLayers[] = {
       {128, 32, 128, 128, 3, 1}, {128, 32, 256, 128, 3, 1}, {128, 32, 256, 128, 1, 1},
       {128, 32, 384, 128, 3, 1}, {128, 32, 128, 128, 3, 2}, {128, 16, 256, 256, 3, 1},
       {128, 16, 512, 256, 3, 1}, {128, 16, 512, 256, 1, 1}, {128, 16, 256, 256, 3, 2},
       {128, 8, 256, 256, 3, 1},  {128, 8, 512, 256, 3, 1},  {128, 4, 256, 256, 3, 1},
       {128, 4, 512, 256, 3, 1},  {128, 32, 3, 128, 3, 1}};
-  set_product_precision(Precision::kBfloat16);
+  set_product_precision(type.precision);
   cuda::CudaBackend backend(0, cuda::Rung::kAutomatic);
   for (const Layer& layer : kLayers) {
-    run_layer(backend, layer, DType::kBFloat16, [&](const char* what, const auto& call) {
+    run_layer(backend, layer, type.dtype, [&](const char* what, const auto& call) {
       fmt::print("{} {} {} {} {} {} | {} | {:.4f}\n", layer.N, layer.size, layer.C, layer.C_out,
                  layer.kernel, layer.stride, what, median_ms(call));
     });
@@ -160,36 +168,37 @@ double step_ms(Trainer& trainer, const Tensor& x_0) {
   return run(1, 5);
 }
 
-void measure_training(const char* preset, int64_t batch) {
+void measure_training(const Short& type, const char* preset, int64_t batch) {
   Settings settings;
   apply_preset(settings, preset);
   settings.batch_size = batch;
   Trainer trainer(settings, Device::cuda());
   const Tensor x_0 =
       random({batch, settings.image_size, settings.image_size, settings.image_channels});
-  for (const bool bfloat16 : {false, true}) {
-    set_product_precision(bfloat16 ? Precision::kBfloat16 : Precision::kFloat32);
+  for (const Precision precision : {Precision::kFloat32, type.precision}) {
+    set_product_precision(precision);
+    if (precision == Precision::kFloat16) trainer.scale_losses();
     const double ms = step_ms(trainer, x_0);
     fmt::print("| {} | {} | {} | {:.2f} | {:.1f} |\n", preset, batch,
-               bfloat16 ? "bfloat16" : "float32", ms, 1e3 * batch / ms);
+               name_of(factor_dtype(DType::kFloat32)), ms, 1e3 * batch / ms);
   }
   set_product_precision(Precision::kFloat32);
 }
 
-void measure_all() {
+void measure_all(const Short& type) {
   cudaDeviceProp gpu{};
   check(cudaGetDeviceProperties(&gpu, 0), "cudaGetDeviceProperties");
   fmt::print("{}, compute capability {}.{}, {} multiprocessors\n\n", gpu.name, gpu.major, gpu.minor,
              gpu.multiProcessorCount);
   fmt::print("| product | rung | ms | TFLOP/s |\n|---|---|---|---|\n");
-  measure_matmul();
-  measure_conv({32, 32, 128, 128, 3, 1});
-  measure_conv({32, 32, 128, 128, 3, 2});
-  measure_conv({32, 32, 128, 128, 1, 1});
+  measure_matmul(type);
+  measure_conv(type, {32, 32, 128, 128, 3, 1});
+  measure_conv(type, {32, 32, 128, 128, 3, 2});
+  measure_conv(type, {32, 32, 128, 128, 1, 1});
   fmt::print("\n| training step | batch | products | ms | images/s |\n|---|---|---|---|---|\n");
-  measure_training("small", 128);
-  measure_training("medium", 128);
-  measure_training("cifar", 128);
+  measure_training(type, "small", 128);
+  measure_training(type, "medium", 128);
+  measure_training(type, "cifar", 128);
 }
 
 }  // namespace
@@ -201,9 +210,24 @@ int main(int count, char** arguments) {
     fmt::print(stderr, "cuda_bench: {}\n", gpus.why_none);
     return 1;
   }
-  if (count == 2 && std::string_view(arguments[1]) == "--layers") {
-    mutilde::bench::measure_layers();
+  mutilde::bench::Short type{mutilde::Precision::kBfloat16, mutilde::DType::kBFloat16};
+  bool layers = false;
+  for (int i = 1; i < count; ++i) {
+    const std::string_view argument = arguments[i];
+    const std::string_view next = i + 1 < count ? arguments[i + 1] : "";
+    if (argument == "--layers") {
+      layers = true;
+    } else if (argument == "--precision" && (next == "bf16" || next == "fp16")) {
+      if (next == "fp16") type = {mutilde::Precision::kFloat16, mutilde::DType::kFloat16};
+      ++i;
+    } else {
+      fmt::print(stderr, "usage: cuda_bench [--layers] [--precision bf16|fp16]\n");
+      return 2;
+    }
+  }
+  if (layers) {
+    mutilde::bench::measure_layers(type);
   } else {
-    mutilde::bench::measure_all();
+    mutilde::bench::measure_all(type);
   }
 }

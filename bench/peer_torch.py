@@ -240,7 +240,9 @@ class Bench:
         preset.pop("batch_size", None)
         self.learn_sigma = preset["learn_sigma"]
         self.device = torch.device(args.device)
-        self.bf16 = args.precision == "bf16"
+        self.short = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[args.precision]
+        # Float16's gradients would vanish: the loss is scaled, and a step that overflows is skipped.
+        self.scaler = torch.amp.GradScaler(args.device, enabled=args.precision == "fp16")
 
         net = UNet(**preset, sdpa=args.attention == "sdpa").to(self.device)
         self.parameters = list(net.parameters())
@@ -273,9 +275,9 @@ class Bench:
             return torch.optim.AdamW(self.parameters, foreach=True, **options)
 
     def predict(self):
-        if not self.bf16:
+        if self.short is None:
             return self.forward(self.x, self.t)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        with torch.autocast(self.device.type, dtype=self.short):
             return self.forward(self.x, self.t).float()
 
     def train_step(self):
@@ -286,8 +288,9 @@ class Bench:
             # Stands in for the bound on the likelihood: the variance half gets a gradient, but
             # the (cheap, elementwise) bound itself is not computed. It favours this program.
             loss = loss + 1e-3 * out[:, 3:].mean()
-        loss.backward()
-        self.optimizer.step()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         with torch.no_grad():
             torch._foreach_mul_(self.ema, EMA_RATE)
             torch._foreach_add_(self.ema, self.parameters, alpha=1 - EMA_RATE)
@@ -371,7 +374,7 @@ def main():
     parser.add_argument("--channels_last", action="store_true")
     parser.add_argument("--attention", choices=("einsum", "sdpa"),
                         default="sdpa" if hasattr(F, "scaled_dot_product_attention") else "einsum")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--threads", type=int, default=0, help="0: one for each core")
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)

@@ -4,6 +4,8 @@
 # against PyTorch where python3 has one for this GPU. Ends with tables, which it also writes to
 # build/gpu/report.md. Needs no network.
 #   scripts/gpu_check.sh               all of it; stops after 8 minutes
+#   scripts/gpu_check.sh --precision fp16
+#                                      the same, with float16 measured in place of bfloat16
 #   scripts/gpu_check.sh --pack        on a Debian machine with network: puts the packages that the build
 #                                      needs into build/gpu_packages/, to be copied to one without; found
 #                                      there, they are unpacked below build/ and nothing is installed
@@ -14,6 +16,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 build=build/gpu packages=build/gpu_packages report=build/gpu/report.md
 jobs="$(nproc)"
 
+precision=bf16
+if [[ "${1:-}" == --precision && "${2:-}" =~ ^(bf16|fp16)$ ]]; then
+  precision="$2"
+  shift 2
+fi
 case "${1:-}" in
   "" | --build-only) ;;
   --pack)
@@ -22,7 +29,7 @@ case "${1:-}" in
         libfmt9 zlib1g-dev libgtest-dev libgmock-dev libtomlplusplus-dev
     ;;
   *)
-    echo "usage: scripts/gpu_check.sh [--pack | --build-only]" >&2
+    echo "usage: scripts/gpu_check.sh [--precision bf16|fp16] [--pack | --build-only]" >&2
     exit 2
     ;;
 esac
@@ -86,7 +93,7 @@ print_report() {
 peers= turn="$build/turn"
 rm -f "$turn" "$build/compare.json"
 if [[ "${1:-}" != --build-only ]] && python3 -c 'import torch; torch.zeros(1, device="cuda")' 2>/dev/null; then
-  python3 bench/compare.py --mutilde "$build/app/mutilde" --python python3 --device cuda --precision bf16 \
+  python3 bench/compare.py --mutilde "$build/app/mutilde" --python python3 --device cuda --precision "$precision" \
     --presets cifar,small --when "$turn" --json "$build/compare.json" >"$build/peers.log" 2>&1 &
   peers=$!
   trap 'kill $peers 2>/dev/null' EXIT
@@ -109,12 +116,12 @@ if ! $failed; then
   if [[ -n "$peers" ]]; then
     touch "$turn"
     stage compare 200 bash -c "tail --pid=$peers -f /dev/null; cat $build/peers.log; test -s $build/compare.json"
-    stage layers 90 python3 bench/cuda_layers.py "$build/bench/cuda_bench"
+    stage layers 90 python3 bench/cuda_layers.py "$build/bench/cuda_bench" "$precision"
   else
     summary+=("| compare, layers | 0 | left out: python3 has no PyTorch for this GPU |")
   fi
-  stage ladder 90 "$build/bench/cuda_bench"
-  # A tiny network with all parts of the real one, in both precisions; and products of each rung of the ladder.
+  stage ladder 90 "$build/bench/cuda_bench" --precision "$precision"
+  # A tiny network with all parts of the real one, in each precision; and products of each rung of the ladder.
   step=--gtest_filter=CudaTrainer.AStep*
   if command -v compute-sanitizer >/dev/null; then
     # Without the caching allocator, in whose memory no tensor's end is seen.

@@ -53,6 +53,17 @@ TEST_F(CommandTest, BenchTellsTheTimeOfAStepAndOfItsKernels) {
   EXPECT_THAT(refusal("bench --class_cond"), HasSubstr("--num_classes"));
 }
 
+TEST_F(CommandTest, Float16IsForAGpu) {
+  for (const char* command : {"train --data here --out run", "bench"}) {
+    EXPECT_THAT(refusal(std::string(command) + " --device cpu --precision fp16"),
+                HasSubstr("--precision fp16: cpu has no kernels for float16, a GPU has (--device "
+                          "cuda); here there are fp32 and bf16"));
+    EXPECT_THAT(refusal(std::string(command) + " --precision fp-16"),
+                HasSubstr("did you mean 'fp16'?"));
+  }
+  EXPECT_FALSE(std::filesystem::exists(work() / "run"));
+}
+
 TEST_F(CommandTest, MistypedNamesAreAnsweredWithTheNearestValidOne) {
   EXPECT_THAT(refusal("trian"), HasSubstr("did you mean 'train'?"));
   EXPECT_THAT(refusal("train --num_chanels 64"),

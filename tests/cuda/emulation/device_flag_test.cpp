@@ -1,9 +1,10 @@
-// The app's --device, on a machine with one GPU, and on one whose GPU cannot be used.
+// The app's --device and --precision, on a machine with one GPU, and on one whose GPU cannot be used.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "app/command_line.h"
 #include "app/device.h"
+#include "core/precision_scope.h"
 #include "tests/cuda/emulation/fault_testing.h"
 
 namespace mutilde::app {
@@ -46,6 +47,18 @@ TEST(DeviceFlag, OtherTextsAreRefused) {
   for (const char* text : {"", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:0x1", "cpu:0"}) {
     EXPECT_THAT(refusal(text), HasSubstr("none of: auto, cpu, cuda, cuda:N")) << text;
   }
+}
+
+TEST(PrecisionFlag, Float16IsForADeviceThatHasKernelsForIt) {
+  const PrecisionScope scope(Precision::kFloat32);
+  use_precision("bf16", find_device("cuda"));
+  EXPECT_EQ(product_precision(), Precision::kBfloat16);
+  use_precision("fp16", find_device("cuda"));
+  EXPECT_EQ(product_precision(), Precision::kFloat16);
+  EXPECT_THROW(use_precision("fp16", Device::cpu()), UsageError);
+  EXPECT_EQ(product_precision(), Precision::kFloat16);
+  use_precision("fp32", Device::cpu());
+  EXPECT_EQ(product_precision(), Precision::kFloat32);
 }
 
 }  // namespace
