@@ -242,7 +242,7 @@ class Bench:
         self.device = torch.device(args.device)
         self.short = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[args.precision]
         # Float16's gradients would vanish: the loss is scaled, and a step that overflows is skipped.
-        self.scaler = torch.amp.GradScaler(args.device, enabled=args.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(args.device) if args.precision == "fp16" else None
 
         net = UNet(**preset, sdpa=args.attention == "sdpa").to(self.device)
         self.parameters = list(net.parameters())
@@ -288,9 +288,13 @@ class Bench:
             # Stands in for the bound on the likelihood: the variance half gets a gradient, but
             # the (cheap, elementwise) bound itself is not computed. It favours this program.
             loss = loss + 1e-3 * out[:, 3:].mean()
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self.scaler is None:
+            loss.backward()
+            self.optimizer.step()
+        else:
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         with torch.no_grad():
             torch._foreach_mul_(self.ema, EMA_RATE)
             torch._foreach_add_(self.ema, self.parameters, alpha=1 - EMA_RATE)

@@ -16,8 +16,8 @@ struct BFloat16 {
   uint16_t bits = 0;
 };
 
-/// A sign, 5 bits of exponent, 10 of fraction: three more digits than a bfloat16, of numbers up to 65504. Below
-/// 2^-14 they are multiples of 2^-24.
+/// A sign, 5 bits of exponent, 10 of fraction: three more than a bfloat16, of numbers up to 65504. Below 2^-14
+/// they are multiples of 2^-24.
 struct Float16 {
   uint16_t bits = 0;
 };

@@ -55,7 +55,7 @@ struct Product {
   float* d;
   uint64_t a, b;
   bool a_transposed, b_transposed;
-  float (*decode)(const void* element);
+  void (*compute)(const Product&);
 };
 
 /// What a thread has asked for: groups of products, the last one open.
@@ -67,26 +67,28 @@ thread_local std::vector<Groups> groups_of_thread;  // of the block that this ho
 
 Groups& groups() { return groups_of_thread.at(static_cast<size_t>(linear_thread())); }
 
-/// Where element (outer, k) of a factor is.
-const void* element(uint64_t descriptor, bool transposed, int outer, int k) {
+/// Element (outer, k) of a factor.
+template <class E>
+float element(uint64_t descriptor, bool transposed, int outer, int k) {
   const auto field = [&](int bit) { return (descriptor >> bit & 0x3fff) << 4; };
   const uint64_t begin = field(0), leading = field(16), stride = field(32);
   const uint64_t offset = transposed
                               ? outer / 64 * leading + k / 8 * stride + k % 8 * 128 + outer % 64 * 2
                               : outer / 8 * stride + outer % 8 * 128 + k * 2;
-  return reinterpret_cast<const void*>(shared_begin() + swizzled(begin + offset));
+  return *reinterpret_cast<const E*>(shared_begin() + swizzled(begin + offset));
 }
 
 /// This thread's part: of each 8 columns two neighbours, in each of two rows, 8 apart.
+template <class E>
 void compute(const Product& product) {
   const int lane = lane_index(), warp = linear_thread() / kWarpSize % 4;
   const int row = warp * 16 + lane / 4;
   for (int k = 0; k < 16; ++k) {
-    const float a[] = {product.decode(element(product.a, product.a_transposed, row, k)),
-                       product.decode(element(product.a, product.a_transposed, row + 8, k))};
+    const float a[] = {element<E>(product.a, product.a_transposed, row, k),
+                       element<E>(product.a, product.a_transposed, row + 8, k)};
     for (int i = 0; i < 32; ++i) {
       const int column = i / 2 * 8 + lane % 4 * 2 + i % 2;
-      const float b = product.decode(element(product.b, product.b_transposed, column, k));
+      const float b = element<E>(product.b, product.b_transposed, column, k);
       for (int half = 0; half < 2; ++half) product.d[i / 2 * 4 + half * 2 + i % 2] += a[half] * b;
     }
   }
@@ -94,16 +96,19 @@ void compute(const Product& product) {
 
 }  // namespace
 
-void add_product(float* d, uint64_t a, bool a_transposed, uint64_t b, bool b_transposed,
-                 float (*decode)(const void* element)) {
+template <class E>
+void add_product(float* d, uint64_t a, bool a_transposed, uint64_t b, bool b_transposed) {
   for (const uint64_t descriptor : {a, b}) {
     if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0) {
       fail<KernelFault>("{}: the descriptor {:#x} is not of a 128-byte swizzle from its beginning",
                         running_block("wgmma").where(), descriptor);
     }
   }
-  groups().open.push_back({d, a, b, a_transposed, b_transposed, decode});
+  groups().open.push_back({d, a, b, a_transposed, b_transposed, compute<E>});
 }
+
+template void add_product<__nv_bfloat16>(float*, uint64_t, bool, uint64_t, bool);
+template void add_product<__half>(float*, uint64_t, bool, uint64_t, bool);
 
 CUtensorMap make_tensor_map(const void* array, int rank, const uint64_t* sizes, const uint32_t* box,
                             const uint32_t* steps) {
@@ -190,7 +195,7 @@ void commit_products() {
 void wait_for_products(int pending) {
   std::deque<std::vector<Product>>& committed = groups().committed;
   for (; std::ssize(committed) > pending; committed.pop_front()) {
-    for (const Product& product : committed.front()) compute(product);
+    for (const Product& product : committed.front()) product.compute(product);
   }
 }
 

@@ -36,9 +36,9 @@ namespace mutilde::emulation {
 CUtensorMap make_tensor_map(const void* array, int rank, const uint64_t* sizes, const uint32_t* box,
                             const uint32_t* steps);
 void copy_box(const CUtensorMap& map, const int* begin, void* tile, uint64_t* barrier);
-/// decode: what the 16 bits of a factor's element stand for.
-void add_product(float* d, uint64_t a, bool a_transposed, uint64_t b, bool b_transposed,
-                 float (*decode)(const void* element));
+/// Of factors E: __nv_bfloat16 or __half.
+template <class E>
+void add_product(float* d, uint64_t a, bool a_transposed, uint64_t b, bool b_transposed);
 
 }  // namespace mutilde::emulation
 
@@ -74,10 +74,7 @@ inline void fence_registers() {}
 inline void pin(float (&)[64]) {}
 template <class E, bool a_transposed, bool b_transposed>
 void multiply(float (&d)[64], uint64_t a, uint64_t b) {
-  static_assert(sizeof(E) == 2);
-  emulation::add_product(d, a, a_transposed, b, b_transposed, [](const void* element) {
-    return static_cast<float>(*static_cast<const E*>(element));
-  });
+  emulation::add_product<E>(d, a, a_transposed, b, b_transposed);
 }
 void commit_products();
 void wait_for_products(int pending);

@@ -50,9 +50,9 @@ constexpr int kBlockTile = 64 * 64;                  // elements: 64 k of 64 out
 /// rows of 64 k, one an outer; or for each 64 outers 64 rows, one a k.
 enum class Layout { kAlongK, kAlongOuter };
 
-/// A block's tile, of factors E: each of its two consumers has `m` times 64 rows of `n` times 128 columns. Two of the small
-/// blocks fit on a multiprocessor, where one multiplies while the other stores; alone there, a block can have
-/// twice as many stages on their way (`deep`).
+/// A block's tile, of factors E: each of its two consumers has `m` times 64 rows of `n` times 128 columns. Two of
+/// the small blocks fit on a multiprocessor, where one multiplies while the other stores; alone there, a block can
+/// have twice as many stages on their way (`deep`).
 template <class E, int m, int n, bool deep = m* n != 1>
 struct Blocking {
   using Element = E;
