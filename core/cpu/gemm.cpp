@@ -31,21 +31,24 @@ struct ProductRun {
   }
 };
 
+/// Factors from one tile of a packed A to the next: one cache line more than the data, or the tiles,
+/// which are written together, would all fall into the same few sets of L1.
+template <class F>
+int64_t tile_pitch(int64_t K) {
+  return K * kTileRows + 64 / static_cast<int64_t>(sizeof(F));
+}
+
 /// A as [tile][k][kTileRows]: a transposed A would be read with a stride of its whole width, which
 /// hits the same few cache sets over and over when that is a power of two.
 template <class F>
 void pack_tiles(const F* a, int64_t k_stride, int64_t rows, int64_t K, F* packed) {
-  for (int64_t m = 0; m < rows; m += kTileRows) {
-    const F* from = a + m;
-    if (rows - m >= kTileRows) {
-      for (int64_t k = 0; k < K; ++k, from += k_stride, packed += kTileRows) {
-        __builtin_memcpy(packed, from, kTileRows * sizeof(F));  // not a call, as copy_n is
-      }
-    } else {
-      for (int64_t k = 0; k < K; ++k, from += k_stride, packed += kTileRows) {
-        std::copy_n(from, rows - m, packed);
-      }
+  const int64_t whole = rows / kTileRows * kTileRows, pitch = tile_pitch<F>(K);
+  for (int64_t k = 0; k < K; ++k, a += k_stride, packed += kTileRows) {
+    F* to = packed;
+    for (int64_t m = 0; m < whole; m += kTileRows, to += pitch) {
+      __builtin_memcpy(to, a + m, kTileRows * sizeof(F));  // not a call, as copy_n is
     }
+    std::copy_n(a + whole, rows - whole, to);
   }
 }
 
@@ -71,7 +74,7 @@ void multiply_block(const Product<F>& p, const F* packed, int64_t begin, int64_t
     const F* a = p.a + begin * a_row + k * p.a_step;
     if (pack_a) {
       F* tiles =
-          scratch<F>(Scratch::kPackedA, ceil_div(end - begin, kTileRows) * kTileRows * kSlice);
+          scratch<F>(Scratch::kPackedA, ceil_div(end - begin, kTileRows) * tile_pitch<F>(slice));
       pack_tiles(a, p.a_step, end - begin, slice, tiles);
       a = tiles;
     }
@@ -85,8 +88,10 @@ void multiply_block(const Product<F>& p, const F* packed, int64_t begin, int64_t
         const int64_t rows = std::min<int64_t>(kTileRows, end - m);
         T* c[kTileRows] = {};
         for (int64_t r = 0; r < rows; ++r) c[r] = p.c + (m + r) * p.c_row + column;
-        const ProductRun<F> run = pack_a ? ProductRun<F>{a + (m - begin) * slice, 1, b, slice}
-                                         : ProductRun<F>{a + (m - begin) * a_row, a_row, b, slice};
+        const int64_t tile = (m - begin) / kTileRows;
+        const ProductRun<F> run = pack_a
+                                      ? ProductRun<F>{a + tile * tile_pitch<F>(slice), 1, b, slice}
+                                      : ProductRun<F>{a + (m - begin) * a_row, a_row, b, slice};
         multiply_tile<F>(rows, width, run, pack_a ? kTileRows : p.a_step, width,
                          k == 0 && !accumulate ? start : nullptr, c, columns);
       }
@@ -130,16 +135,36 @@ Product<F> part_of(const Product<T>& p, int64_t begin, int64_t end, int64_t k, i
   }
 }
 
+/// Rows [begin, end) of panels [first, last), B unpacked.
+template <class T, class F>
+Product<T> cut_out(Product<T> p, int64_t begin, int64_t end, int64_t first, int64_t last) {
+  const int64_t column = first * kTileColumns<F>;
+  p.M = end - begin;
+  p.N = std::min(last * kTileColumns<F>, p.N) - column;
+  if (p.K > 0) p.a += begin * p.a_row, p.b += column * p.b_step;
+  if (p.bias != nullptr) p.bias += column;
+  p.c += begin * p.c_row + column;
+  return p;
+}
+
 template <class F, class T>
 void multiply_as(const Product<T>& p) {
   constexpr int64_t kLength = kSlice * Factor<F>::kTerms;  // numbers in a slice
-  const int64_t panels = ceil_div(p.N, kTileColumns<F>), blocks = ceil_div(p.M, kBlockRows);
   const int64_t slices = std::max<int64_t>(1, ceil_div(p.K, kLength));
-  const auto length = [&](int64_t slice) { return std::min(kLength, p.K - slice * kLength); };
-  const auto pack = [&](int64_t slice, int64_t panel, F* packed) {
-    const int64_t column = panel * kTileColumns<F>;
-    pack_panel<F>(p.b + slice * kLength * p.b_row, p.b_row, p.b_step, length(slice), p.N, column,
-                  packed + column * steps<F>(length(slice)));
+  // Adds slice number `slice` to C, or begins it.
+  const auto multiply_slice = [&](const Product<T>& q, int64_t slice, bool accumulate) {
+    const int64_t k = slice * kLength, length = std::min(kLength, q.K - k);
+    const int64_t panels = ceil_div(q.N, kTileColumns<F>);
+    F* packed = scratch<F>(Scratch::kPackedB, packed_size<F>(steps<F>(length), q.N));
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t column = panel * kTileColumns<F>;
+      pack_panel<F>(q.b + k * q.b_row, q.b_row, q.b_step, length, q.N, column,
+                    packed + column * steps<F>(length));
+    }
+    for (int64_t begin = 0; begin < q.M; begin += kBlockRows) {
+      const Product<F> part = part_of<F>(q, begin, std::min(begin + kBlockRows, q.M), k, length);
+      multiply_block(part, packed, 0, part.M, 0, panels, accumulate);
+    }
   };
 
   // A transposed A is that of a gradient of weights, a sum over a batch: few sums of many terms. Each
@@ -148,37 +173,26 @@ void multiply_as(const Product<T>& p) {
     const int64_t splits = std::min(slices, kTasks), size = p.M * p.N;
     T* partials = scratch<T>(Scratch::kPartials, splits * size);
     parallel_tasks(splits, [&](int64_t split) {
-      F* packed = scratch<F>(Scratch::kPackedB, packed_size<F>(kSlice, p.N));
+      Product<T> q = p;
+      q.c = partials + split * size;
+      q.c_row = p.N;
+      if (split > 0) q.bias = nullptr;
       const int64_t first = slices * split / splits;
       for (int64_t slice = first; slice < slices * (split + 1) / splits; ++slice) {
-        for (int64_t panel = 0; panel < panels; ++panel) pack(slice, panel, packed);
-        for (int64_t begin = 0; begin < p.M; begin += kBlockRows) {
-          const int64_t end = std::min(begin + kBlockRows, p.M);
-          Product<F> part = part_of<F>(p, begin, end, slice * kLength, length(slice));
-          part.c = partials + split * size + begin * p.N;
-          part.c_row = p.N;
-          if (split > 0) part.bias = nullptr;
-          multiply_block(part, packed, 0, part.M, 0, panels, slice > first);
-        }
+        multiply_slice(q, slice, slice > first);
       }
     });
     return add_partials(partials, splits, p.M, p.N, p.c, p.c_row);
   }
 
-  F* packed = scratch<F>(Scratch::kPackedB, packed_size<F>(steps<F>(p.K), p.N));
-  const int64_t slice_size = packed_size<F>(kSlice, p.N);
-  parallel_tasks_over(panels * slices, p.K * p.N, [&](int64_t task) {
-    pack(task % slices, task / slices, packed + task % slices * slice_size);
-  });
-  const int64_t cuts = std::min(panels, ceil_div(kTasks, blocks));
-  parallel_tasks_over(blocks * cuts, p.M * p.N * p.K, [&](int64_t task) {
-    const int64_t begin = task / cuts * kBlockRows, end = std::min(begin + kBlockRows, p.M);
-    const int64_t cut = task % cuts;
-    for (int64_t slice = 0; slice < slices; ++slice) {
-      const Product<F> part = part_of<F>(p, begin, end, slice * kLength, length(slice));
-      multiply_block(part, packed + slice * slice_size, 0, part.M, panels * cut / cuts,
-                     panels * (cut + 1) / cuts, slice > 0);
-    }
+  // Each task packs the panels that it needs: shared ones would cross from core to core.
+  const Cut cut(ceil_div(p.M, kTileRows), ceil_div(p.N, kTileColumns<F>), p.b_step == 1);
+  parallel_tasks_over(cut.tasks(), p.M * p.N * p.K, [&](int64_t task) {
+    const Cut::Part part = cut[task];
+    const Product<T> q =
+        cut_out<T, F>(p, part.first_tile * kTileRows, std::min(part.last_tile * kTileRows, p.M),
+                      part.first_panel, part.last_panel);
+    for (int64_t slice = 0; slice < slices; ++slice) multiply_slice(q, slice, slice > 0);
   });
 }
 
