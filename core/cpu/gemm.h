@@ -28,24 +28,25 @@ void parallel_tasks_over(int64_t n, int64_t multiply_adds, const Body& body) {
 
 /// How the tiles x panels of a product are cut into tasks, each of which packs its own panels. By rows
 /// the packing is done again by each task; by columns every core reads all of A. In units of the time
-/// that a tile takes with one panel, on two cores of a Zen 5: packing a panel 0.25 as it lies and 0.75
-/// turned, a tile that another core wrote 0.4.
+/// that a tile takes with one panel, on two cores of a Zen 5: `pack` to pack a panel (0.25 as it lies,
+/// 0.75 turned), 0.4 to read a tile that another core wrote.
 class Cut {
  public:
   struct Part {
     int64_t first_tile, last_tile, first_panel, last_panel;
   };
 
-  Cut(int64_t tiles, int64_t panels, bool as_it_lies) : tiles_(tiles), panels_(panels) {
-    const int64_t threads = thread_count();
+  /// For one of `shares` such products that the threads share.
+  Cut(int64_t tiles, int64_t panels, double pack, int64_t shares = 1)
+      : tiles_(tiles), panels_(panels) {
+    const int64_t threads = ceil_div(thread_count(), shares);
     double best = std::numeric_limits<double>::infinity();
     for (int64_t across = 1; across <= std::min(panels, threads); ++across) {
       const int64_t down = std::min(tiles, ceil_div(threads, across));
       const auto width = static_cast<double>(ceil_div(panels, across));
       const auto height = static_cast<double>(ceil_div(tiles, down));
       const auto rounds = static_cast<double>(ceil_div(across * down, threads));
-      const double time = rounds * (width * (height + (as_it_lies ? 0.25 : 0.75)) +
-                                    (across > 1 ? 0.4 * height : 0));
+      const double time = rounds * (width * (height + pack) + (across > 1 ? 0.4 * height : 0));
       if (time < best) {
         best = time;
         across_ = across;
@@ -166,12 +167,13 @@ struct Product {
 /// to[m * row + n] = the sum over splits, in order, of partials[split][m][n].
 template <class T>
 void add_partials(const T* partials, int64_t splits, int64_t M, int64_t N, T* to, int64_t row) {
-  parallel_for(M, ceil_div(16384, std::max<int64_t>(N, 1)), [&](int64_t begin, int64_t end) {
+  parallel_for(M, ceil_div(4096, std::max<int64_t>(N, 1)), [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) {
-      for (int64_t n = 0; n < N; ++n) {
-        T sum = partials[m * N + n];
-        for (int64_t split = 1; split < splits; ++split) sum += partials[(split * M + m) * N + n];
-        to[m * row + n] = sum;
+      const T* from = partials + m * N;
+      T* sums = to + m * row;
+      std::copy_n(from, N, sums);
+      for (int64_t split = 1; split < splits; ++split) {
+        for (int64_t n = 0; n < N; ++n) sums[n] += from[split * M * N + n];
       }
     }
   });
@@ -185,8 +187,8 @@ void multiply(const Product<T>& product);
 template <class T>
 void pack_b(const Product<T>& product, T* packed);
 
-/// Rows [begin, end) and panels [panel_begin, panel_end) on this thread, B packed; K counts steps. If
-/// `accumulate`, adds to what C holds.
+/// Rows [begin, end) and panels [panel_begin, panel_end) on this thread, B packed, or `packed` null and B as
+/// it lies (b_step 1, N whole vectors); K counts steps. If `accumulate`, adds to what C holds.
 template <class F>
 void multiply_block(const Product<F>& product, const F* packed, int64_t begin, int64_t end,
                     int64_t panel_begin, int64_t panel_end, bool accumulate = false);
