@@ -71,6 +71,14 @@ struct Gather {
   int64_t K() const { return taps() * C_src; }
 };
 
+/// Kernel rows of a panel that are taken at a time.
+template <class F>
+int64_t rows_in_slice(const Gather<F>& g) {
+  const int64_t row_bytes = g.w.taps * g.C_src * kTileColumns<F> * static_cast<int64_t>(sizeof(F));
+  return std::clamp<int64_t>(kPanelBytes / std::max<int64_t>(row_bytes, 1), 1,
+                             std::max<int64_t>(g.h.taps, 1));
+}
+
 struct Pixel {
   int64_t n, i, j;
 };
@@ -98,11 +106,12 @@ struct GatherRuns {
   int64_t count;
   const F* panel;
   int64_t width;
+  int64_t panel_begin;  // rows of the whole panel before it
 
   template <size_t kRows>
   int64_t enter(int64_t i, const F* (&a)[kRows], const F*& b) const {
     for (size_t r = 0; r < kRows; ++r) a[r] = run[i].row[r];
-    b = panel + run[i].b_offset * width;
+    b = panel + (run[i].b_offset - panel_begin) * width;
     return run[i].length;
   }
 };
@@ -147,9 +156,34 @@ int64_t runs_of_kernel_row(const Gather<F>& g, const Pixel* pixels, int64_t rows
   return count;
 }
 
-/// Pixels [begin, end) of the panels [panel_begin, panel_end).
+/// The weight of a gather: element (c_src, c_dst) of the tap (kh, kw) is data[(kh * kW + kw) * tap_stride +
+/// c_src * src_stride + c_dst * dst_stride].
+template <class T>
+struct GatherWeight {
+  const T* data;
+  int64_t channels;  // c_src, as numbers
+  int64_t kW, tap_stride, src_stride, dst_stride;
+};
+
+/// Packs kernel rows [begin, end) of one panel.
 template <class F>
-void gather_block(const Gather<F>& g, const F* packed, int64_t begin, int64_t end,
+void pack_kernel_rows(const Gather<F>& g, const GatherWeight<Sum<F>>& weight, int64_t panel,
+                      int64_t begin, int64_t end, F* to) {
+  const int64_t column = panel * kTileColumns<F>, width = panel_width<F>(g.C_dst - column);
+  for (int64_t i = begin; i < end; ++i) {
+    for (int64_t j = 0; j < g.w.taps; ++j) {
+      const int64_t tap = g.h.kernel_tap(i) * weight.kW + g.w.kernel_tap(j);
+      pack_panel<F>(weight.data + tap * weight.tap_stride, weight.src_stride, weight.dst_stride,
+                    weight.channels, g.C_dst, column, to);
+      to += g.C_src * width;
+    }
+  }
+}
+
+/// Pixels [begin, end) of the panels [panel_begin, panel_end). `rows_of(panel, begin, end)` gives packed
+/// kernel rows.
+template <class F, class Rows>
+void gather_block(const Gather<F>& g, const Rows& rows_of, int64_t begin, int64_t end,
                   int64_t panel_begin, int64_t panel_end) {
   const int64_t tiles = ceil_div(end - begin, kTileRows);
   // Layout of the scratch: a source row of zeros, then the runs, then where each tile's kernel rows
@@ -178,8 +212,7 @@ void gather_block(const Gather<F>& g, const F* packed, int64_t begin, int64_t en
     bounds[tile * (g.h.taps + 1) + g.h.taps] = count;
   }
 
-  const int64_t row_bytes = g.w.taps * g.C_src * kTileColumns<F> * static_cast<int64_t>(sizeof(F));
-  const int64_t slice = std::max<int64_t>(1, kPanelBytes / std::max<int64_t>(row_bytes, 1));
+  const int64_t slice = rows_in_slice(g);
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
     const int64_t column = panel * kTileColumns<F>;
     const int64_t width = panel_width<F>(g.C_dst - column);
@@ -188,11 +221,12 @@ void gather_block(const Gather<F>& g, const F* packed, int64_t begin, int64_t en
     if (g.bias != nullptr) std::copy_n(g.bias + column, columns, start);
     for (int64_t kernel_row = 0; kernel_row == 0 || kernel_row < g.h.taps; kernel_row += slice) {
       const int64_t kernel_row_end = std::min(g.h.taps, kernel_row + slice);
+      const F* packed = rows_of(panel, kernel_row, kernel_row_end);
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t* bound = bounds + tile * (g.h.taps + 1);
         const GatherRuns<F> slice_runs{runs + bound[kernel_row],
-                                       bound[kernel_row_end] - bound[kernel_row],
-                                       packed + column * g.K(), width};
+                                       bound[kernel_row_end] - bound[kernel_row], packed, width,
+                                       kernel_row * g.w.taps * g.C_src};
         Sum<F>* c[kTileRows] = {};
         const int64_t rows = std::min<int64_t>(kTileRows, end - begin - tile * kTileRows);
         for (int64_t r = 0; r < rows; ++r) c[r] = destinations[tile * kTileRows + r] + column;
@@ -203,32 +237,39 @@ void gather_block(const Gather<F>& g, const F* packed, int64_t begin, int64_t en
   }
 }
 
-/// `channels`: numbers of a source pixel. Element (c_src, c_dst) of the tap (kh, kw) is weight[(kh * kW + kw) * tap_stride + c_src *
-/// src_stride + c_dst * dst_stride].
 template <class F>
-void run_gather(const Gather<F>& g, const Sum<F>* weight, int64_t channels, int64_t kW,
-                int64_t tap_stride, int64_t src_stride, int64_t dst_stride) {
+void run_gather(const Gather<F>& g, const GatherWeight<Sum<F>>& weight) {
   if (g.pixels() == 0) return;
-  const int64_t panels = ceil_div(g.C_dst, kTileColumns<F>);
-  F* packed = scratch<F>(Scratch::kPackedB, packed_size<F>(g.K(), g.C_dst));
-  parallel_tasks(panels, [&](int64_t panel) {
-    const int64_t column = panel * kTileColumns<F>, width = panel_width<F>(g.C_dst - column);
-    F* to = packed + column * g.K();
-    for (int64_t i = 0; i < g.h.taps; ++i) {
-      for (int64_t j = 0; j < g.w.taps; ++j) {
-        const Sum<F>* tap = weight + (g.h.kernel_tap(i) * kW + g.w.kernel_tap(j)) * tap_stride;
-        pack_panel<F>(tap, src_stride, dst_stride, channels, g.C_dst, column, to);
-        to += g.C_src * width;
-      }
+  // Each task packs the panels that it needs: shared ones would cross from core to core. A panel takes as
+  // long as a tile: its rows come from far apart.
+  const Cut cut(ceil_div(g.pixels(), kTileRows), ceil_div(g.C_dst, kTileColumns<F>), 1.0);
+  parallel_tasks(cut.tasks(), [&](int64_t task) {
+    const Cut::Part part = cut[task];
+    const int64_t begin = part.first_tile * kTileRows;
+    const int64_t end = std::min(part.last_tile * kTileRows, g.pixels());
+    if (end - begin <= kBlockPixels) {  // a slice at a time, which stays in L2
+      F* packed =
+          scratch<F>(Scratch::kPackedB, rows_in_slice(g) * g.w.taps * g.C_src * kTileColumns<F>);
+      const auto pack = [&](int64_t panel, int64_t row, int64_t row_end) {
+        pack_kernel_rows(g, weight, panel, row, row_end, packed);
+        return packed;
+      };
+      return gather_block(g, pack, begin, end, part.first_panel, part.last_panel);
     }
-  });
-  // Blocks of pixels are the tasks; where they are few, each is cut by panels too.
-  const int64_t blocks = ceil_div(g.pixels(), kBlockPixels);
-  const int64_t cuts = std::min(panels, ceil_div(kTasks, blocks));
-  parallel_tasks(blocks * cuts, [&](int64_t task) {
-    const int64_t begin = task / cuts * kBlockPixels, cut = task % cuts;
-    gather_block(g, packed, begin, std::min(begin + kBlockPixels, g.pixels()), panels * cut / cuts,
-                 panels * (cut + 1) / cuts);
+    const int64_t panel_size = g.K() * kTileColumns<F>;
+    F* packed = scratch<F>(Scratch::kPackedB, (part.last_panel - part.first_panel) * panel_size);
+    for (int64_t panel = part.first_panel; panel < part.last_panel; ++panel) {
+      pack_kernel_rows(g, weight, panel, 0, g.h.taps,
+                       packed + (panel - part.first_panel) * panel_size);
+    }
+    const auto find = [&](int64_t panel, int64_t row, int64_t) {
+      const int64_t width = panel_width<F>(g.C_dst - panel * kTileColumns<F>);
+      return packed + (panel - part.first_panel) * panel_size + row * g.w.taps * g.C_src * width;
+    };
+    for (int64_t block = begin; block < end; block += kBlockPixels) {
+      gather_block(g, find, block, std::min(block + kBlockPixels, end), part.first_panel,
+                   part.last_panel);
+    }
   });
 }
 
@@ -498,7 +539,7 @@ void conv2d_direct(ConstView x, ConstView weight, ConstView bias, Conv2dGeometry
                              source,
                              out.as<T>(),
                              bias.as<T>()};
-      run_gather(gather, weight.as<T>(), s.C, s.kW, s.C, 1, s.kH * s.kW * s.C);
+      run_gather(gather, GatherWeight<T>{weight.as<T>(), s.C, s.kW, s.C, 1, s.kH * s.kW * s.C});
     });
   });
 }
@@ -524,7 +565,8 @@ void conv2d_direct_backward_input(ConstView dout, ConstView weight, Conv2dGeomet
                                  source,
                                  dx.as<T>(),
                                  nullptr};
-          run_gather(gather, weight.as<T>(), s.C_out, s.kW, s.C, s.kH * s.kW * s.C, 1);
+          run_gather(gather,
+                     GatherWeight<T>{weight.as<T>(), s.C_out, s.kW, s.C, s.kH * s.kW * s.C, 1});
         }
       }
     });
