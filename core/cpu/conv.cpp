@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 
 #include "core/cpu/cpu_backend.h"
@@ -274,7 +273,7 @@ void run_gather(const Gather<F>& g, const GatherWeight<Sum<F>>& weight) {
 }
 
 struct ConvShape {
-  int64_t N, H, W, C, C_out, kH, kW, H_out, W_out, stride, padding;
+  int64_t N, H, W, C, C_out, kH, kW, H_out, W_out, stride, padding, padding_w;
 
   ConvShape(const Shape& x, const Shape& weight, const Shape& out, Conv2dGeometry geometry)
       : N(x[0]),
@@ -287,7 +286,8 @@ struct ConvShape {
         H_out(out[1]),
         W_out(out[2]),
         stride(geometry.stride),
-        padding(geometry.padding) {}
+        padding(geometry.padding),
+        padding_w(geometry.padding) {}
   bool is_product() const { return kH == 1 && kW == 1 && stride == 1 && padding == 0; }
 };
 
@@ -310,192 +310,188 @@ GatherAxis backward_axis(int64_t in, int64_t out, int64_t kernel, int64_t stride
 // ------------------------------------------------------------------------------------------------
 // Backward with respect to the weight.
 //
-// dweight[c_out, kh, kw, c] = sum over pixels of dout[pixel, c_out] * x[pixel moved by (kh, kw),
-// c]: a matrix product whose long axis is the pixels. The rows of a tile are output channels
-// (broadcast from dout), its columns 16 input channels of one tap, so that a tile lies in dweight
-// as it is.
+// dweight[c_out, kh, kw, c] = sum over pixels of dout[pixel, c_out] * x[pixel moved by (kh, kw), c]:
+// for each tap a matrix product whose long axis is the pixels. Both factors are read where they lie: the
+// rows of a tile are output channels, next to each other in a pixel of dout, its columns input channels,
+// next to each other in a pixel of x. The pixels of an output row that a tap finds inside the image are
+// one run. (A 1 x 1 kernel of stride 1 is a plain product, core/cpu/gemm.cpp.)
 //
-// Both operands are copied, a chunk of about 256 pixels at a time: dout as [tile][pixel][6], x as
-// [16 channels][row][column][16] with a border of zeros. In the copy a step along a row is 64 bytes
-// whatever C is (with C = 128 the rows of x itself are 512 bytes apart: 256 of them would share 8
-// cache sets and evict each other), and all taps read the same copy, moved. 256 pixels of one panel
-// are 16 KB and one tile of dout 6 KB, together less than L1; a task keeps dout's copy for 64
-// output channels (70 KB) and x's for 16 input channels (22 KB) in L2, and goes through 64 input
-// channels with them. (A 1 x 1 kernel of stride 1 is a plain product, core/cpu/gemm.cpp.) An input of fewer than
-// 16 channels is copied as one group, and a panel takes 16 columns across (kw, c), which lie next
-// to each other in a row.
-//
-//   for each split of the pixels, part of output channels, part of input channels (a task)
-//     for each chunk of pixels: copy, then
-//       for each group of 16 channels, kernel row, panel
+//   for each split of the pixels, 64 output channels, 64 input channels (a task)
+//     for each chunk of 256 pixels                64 KB of dout and, with stride 1, of x: in L2
+//       for each tap, panel of input channels
 //         for each tile of output channels
 //           multiply_tile, a run for each output row
 //
-// Splits have a buffer each and are added in order; their number depends on the shape alone, and so
+// Where the channels of x fill no vector (an image has 3) the two change places: the columns of a tile are
+// output channels, and its rows all (kw, c) of one kernel row, which lie next to each other in a copy of x
+// with zeros on both sides.
+//
+// Splits have sums of their own and are added in order; their number depends on the shape alone, and so
 // does the result.
 // ------------------------------------------------------------------------------------------------
 
 constexpr int64_t kChunkPixels = 256;
 constexpr int64_t kTaskChannels = 64;
 
+/// sums[i, tap, j] = sum over output pixels of a[pixel, i] * b[pixel, j], where one is dout and the other x,
+/// moved by the tap.
 template <class T>
 struct WeightGradient {
-  ConvShape s;
+  ConvShape s;  // C and C_out: numbers from one pixel to the next
   const T* x;
   const T* dout;
+  bool x_is_a;
+  int64_t rows, columns;  // how many i and j; whole vectors of j
 
-  int64_t K() const { return s.kH * s.kW * s.C; }
-  int64_t rows() const { return s.N * s.H_out; }  // output rows of all images
-  int64_t group() const { return std::min<int64_t>(s.C, kTileColumns<T>); }
-  int64_t padded_width() const { return s.W + 2 * s.padding; }
+  int64_t taps() const { return s.kH * s.kW; }
 };
 
-/// x for output rows [begin, end): for each image the input rows that they meet, as
-/// [row][column][group]; `bases[r]` is where the input of output row begin + r begins. Returns the
-/// elements written.
-template <class T>
-int64_t pack_input(const WeightGradient<T>& p, int64_t begin, int64_t end, int64_t channel, T* to,
-                   int64_t* bases) {
-  const ConvShape& s = p.s;
-  const int64_t G = p.group(), channels = std::min(G, s.C - channel);
-  const int64_t pitch = p.padded_width() * G;
-  T* const origin = to;
-  for (int64_t row = begin; row < end;) {
-    const int64_t n = row / s.H_out, h_out = row % s.H_out;
-    const int64_t count = std::min(end - row, s.H_out - h_out);
-    for (int64_t r = 0; r < count; ++r) bases[row - begin + r] = to - origin + r * s.stride * pitch;
-    const int64_t first = h_out * s.stride - s.padding, rows = (count - 1) * s.stride + s.kH;
-    for (int64_t h = first; h < first + rows; ++h, to += pitch) {
-      if (h < 0 || h >= s.H) {
-        std::fill_n(to, pitch, T(0));
-        continue;
-      }
-      const T* from = p.x + (n * s.H + h) * s.W * s.C + channel;
-      T* at = std::fill_n(to, s.padding * G, T(0));
-      for (int64_t w = 0; w < s.W; ++w, from += s.C, at += G) {
-        if (channels == kTileColumns<T>) {
-          simd::store(at, simd::load(from));
-          simd::store(at + simd::kLanes<T>, simd::load(from + simd::kLanes<T>));
-        } else {
-          std::fill(std::copy_n(from, channels, at), at + G, T(0));
-        }
-      }
-      std::fill_n(at, s.padding * G, T(0));
-    }
-    row += count;
+/// Pixels next to each other in an output row, and those of x that a tap meets there.
+struct TapRun {
+  int64_t x, dout;  // where the first ones begin
+  int64_t length;
+};
+
+/// The runs of a tap for output rows [begin, end) of all images; returns how many.
+int64_t runs_of_tap(const ConvShape& s, int64_t kh, int64_t kw, int64_t begin, int64_t end,
+                    TapRun* runs) {
+  const int64_t first = std::max<int64_t>(0, ceil_div(s.padding_w - kw, s.stride));
+  const int64_t last = std::min(s.W_out, ceil_div(s.W + s.padding_w - kw, s.stride));
+  if (first >= last) return 0;
+  int64_t count = 0;
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t n = row / s.H_out, h = row % s.H_out * s.stride - s.padding + kh;
+    if (h < 0 || h >= s.H) continue;
+    const int64_t w = first * s.stride - s.padding_w + kw;
+    runs[count++] = {((n * s.H + h) * s.W + w) * s.C, (row * s.W_out + first) * s.C_out,
+                     last - first};
   }
-  return to - origin;
+  return count;
 }
 
-/// dout for output rows [begin, end) and output channels [c_begin, c_end), as
-/// [tile][pixel][kTileRows].
 template <class T>
-void pack_output(const WeightGradient<T>& p, int64_t begin, int64_t end, int64_t c_begin,
-                 int64_t c_end, T* to) {
-  const ConvShape& s = p.s;
-  const int64_t pixels = (end - begin) * s.W_out;
-  for (int64_t c = c_begin; c < c_end; c += kTileRows) {
-    const T* from = p.dout + begin * s.W_out * s.C_out + c;
-    if (c_end - c >= kTileRows) {
-      for (int64_t i = 0; i < pixels; ++i, from += s.C_out, to += kTileRows) {
-        std::memcpy(to, from, kTileRows * sizeof(T));
-      }
-    } else {
-      for (int64_t i = 0; i < pixels; ++i, from += s.C_out, to += kTileRows) {
-        std::copy_n(from, c_end - c, to);
-      }
-    }
-  }
-}
-
-/// One run for each output row: dout goes on where it was, x moves to the row's own place.
-template <class T>
-struct WeightRuns {
-  const T* dout;
-  const T* x;
-  const int64_t* bases;
-  int64_t length, count;
+struct TapRuns {
+  const TapRun* run;
+  int64_t count;
+  const T* a;
+  const T* b;
+  bool x_is_a;
 
   template <size_t kRows>
-  int64_t enter(int64_t i, const T* (&a)[kRows], const T*& b) const {
-    for (size_t r = 0; r < kRows; ++r) a[r] = dout + i * length * kTileRows + r;
-    b = x + bases[i];
-    return length;
+  int64_t enter(int64_t i, const T* (&rows)[kRows], const T*& b_start) const {
+    const T* first = a + (x_is_a ? run[i].x : run[i].dout);
+    for (size_t r = 0; r < kRows; ++r) rows[r] = first + r;
+    b_start = b + (x_is_a ? run[i].dout : run[i].x);
+    return run[i].length;
   }
 };
 
-/// Adds to dweight (or begins it) what output rows [begin, end) give for a range of channels each
-/// way.
+/// Adds to sums (or begins them) what output rows [begin, end) give for rows [i_begin, i_end) and columns
+/// [j_begin, j_end); `sums` holds no others.
 template <class T>
-void weight_gradient_chunk(const WeightGradient<T>& p, int64_t begin, int64_t end,
-                           int64_t c_out_begin, int64_t c_out_end, int64_t c_begin, int64_t c_end,
-                           bool first, T* dweight) {
+void weight_gradient_chunk(const WeightGradient<T>& p, int64_t begin, int64_t end, int64_t i_begin,
+                           int64_t i_end, int64_t j_begin, int64_t j_end, bool first, T* sums) {
   const ConvShape& s = p.s;
-  const int64_t G = p.group(), rows = end - begin;
-  const int64_t tiles = ceil_div(c_out_end - c_out_begin, kTileRows);
-  const int64_t tile_size = rows * s.W_out * kTileRows;
-  T* dout = scratch<T>(Scratch::kPackedA, tiles * tile_size);
-  pack_output(p, begin, end, c_out_begin, c_out_end, dout);
-  // A panel may read past the last column of a group that is narrower than it.
-  const int64_t images = rows / s.H_out + 2, input_rows = rows * s.stride + images * s.kH;
-  T* x = scratch<T>(Scratch::kPackedB, input_rows * p.padded_width() * G + kTileColumns<T>);
-  int64_t* bases = scratch<int64_t>(Scratch::kBounds, rows);
+  TapRun* runs = scratch<TapRun>(Scratch::kRuns, end - begin);
   const T zeros[kTileColumns<T>] = {};
-
-  const int64_t row_columns = G < kTileColumns<T> ? s.kW * G : G;
-  for (int64_t channel = c_begin; channel < c_end; channel += G) {
-    const int64_t written = pack_input(p, begin, end, channel, x, bases);
-    if (G < kTileColumns<T>) std::fill_n(x + written, kTileColumns<T>, T(0));
-    const int64_t channels = G < kTileColumns<T> ? row_columns : std::min(G, s.C - channel);
-    const int64_t taps = G < kTileColumns<T> ? 1 : s.kW;
-    for (int64_t kh = 0; kh < s.kH; ++kh) {
-      for (int64_t kw = 0; kw < taps; ++kw) {
-        for (int64_t column = 0; column < channels; column += kTileColumns<T>) {
-          const int64_t width = panel_width<T>(channels - column);
-          const T* from = x + (kh * p.padded_width() + kw) * G + column;
-          T* to = dweight + (kh * s.kW + kw) * s.C + channel + column;
-          for (int64_t tile = 0; tile < tiles; ++tile) {
-            const int64_t c_out = c_out_begin + tile * kTileRows;
-            T* c[kTileRows] = {};
-            for (int64_t r = 0; r < kTileRows; ++r) c[r] = to + (c_out + r) * p.K();
-            const WeightRuns<T> runs{dout + tile * tile_size, from, bases, s.W_out, rows};
-            multiply_tile<T>(std::min<int64_t>(kTileRows, c_out_end - c_out), width, runs,
-                             kTileRows, s.stride * G, first ? zeros : nullptr, c,
-                             std::min(width, channels - column));
-          }
+  const int64_t x_step = s.stride * s.C, dout_step = s.C_out;
+  const int64_t columns = j_end - j_begin;
+  for (int64_t tap = 0; tap < p.taps(); ++tap) {
+    const int64_t count = runs_of_tap(s, tap / s.kW, tap % s.kW, begin, end, runs);
+    for (int64_t j = j_begin; j < j_end; j += kTileColumns<T>) {
+      const int64_t width = panel_width<T>(j_end - j);
+      for (int64_t i = i_begin; i < i_end; i += kTileRows) {
+        const int64_t rows = std::min<int64_t>(kTileRows, i_end - i);
+        T* c[kTileRows] = {};
+        for (int64_t r = 0; r < rows; ++r) {
+          c[r] = sums + ((i + r - i_begin) * p.taps() + tap) * columns + j - j_begin;
         }
+        const TapRuns<T> tap_runs{runs, count, (p.x_is_a ? p.x : p.dout) + i,
+                                  (p.x_is_a ? p.dout : p.x) + j, p.x_is_a};
+        multiply_tile<T>(rows, width, tap_runs, p.x_is_a ? x_step : dout_step,
+                         p.x_is_a ? dout_step : x_step, first ? zeros : nullptr, c, width);
       }
     }
   }
 }
 
+/// to[i, tap, j].
 template <class T>
-void run_weight_gradient(const WeightGradient<T>& p, T* dweight) {
+void run_weight_gradient(const WeightGradient<T>& p, T* to) {
   const ConvShape& s = p.s;
-  const int64_t size = s.C_out * p.K(), rows = p.rows(), pixels = rows * s.W_out;
-  if (pixels == 0) {
-    std::fill_n(dweight, size, T(0));
-    return;
-  }
+  const int64_t output_rows = s.N * s.H_out, row_size = p.taps() * p.columns;
   const int64_t rows_of_chunk = std::max<int64_t>(1, kChunkPixels / s.W_out);
-  const int64_t chunks = ceil_div(rows, rows_of_chunk);
-  const int64_t out_parts = ceil_div(s.C_out, kTaskChannels),
-                in_parts = ceil_div(s.C, kTaskChannels);
-  const int64_t splits = std::min(chunks, ceil_div(kTasks, out_parts * in_parts));
-  T* partials = splits == 1 ? dweight : scratch<T>(Scratch::kPartials, splits * size);
-  parallel_tasks(splits * out_parts * in_parts, [&](int64_t task) {
-    const int64_t split = task / (out_parts * in_parts), part = task % (out_parts * in_parts);
-    const int64_t c_out = part / in_parts * kTaskChannels, c = part % in_parts * kTaskChannels;
+  const int64_t chunks = ceil_div(output_rows, rows_of_chunk);
+  const int64_t across = ceil_div(p.columns, kTaskChannels);
+  const int64_t parts = ceil_div(p.rows, kTaskChannels) * across;
+  const int64_t splits = std::min(chunks, ceil_div(kTasks, parts));
+  T* partials = splits == 1 ? to : scratch<T>(Scratch::kPartials, splits * p.rows * row_size);
+  parallel_tasks(splits * parts, [&](int64_t task) {
+    const int64_t split = task / parts, part = task % parts;
+    const int64_t i = part / across * kTaskChannels, j = part % across * kTaskChannels;
+    const int64_t i_end = std::min(i + kTaskChannels, p.rows);
+    const int64_t j_end = std::min(j + kTaskChannels, p.columns), columns = j_end - j;
     const int64_t begin = chunks * split / splits, end = chunks * (split + 1) / splits;
+    // In memory of this thread, as in multiply().
+    T* sums = scratch<T>(Scratch::kSums, (i_end - i) * p.taps() * columns);
     for (int64_t chunk = begin; chunk < end; ++chunk) {
-      weight_gradient_chunk(p, chunk * rows_of_chunk, std::min(rows, (chunk + 1) * rows_of_chunk),
-                            c_out, std::min(c_out + kTaskChannels, s.C_out), c,
-                            std::min(c + kTaskChannels, s.C), chunk == begin,
-                            partials + split * size);
+      weight_gradient_chunk(p, chunk * rows_of_chunk,
+                            std::min(output_rows, (chunk + 1) * rows_of_chunk), i, i_end, j, j_end,
+                            chunk == begin, sums);
+    }
+    T* at = partials + (split * p.rows + i) * row_size + j;
+    for (int64_t row = 0; row < (i_end - i) * p.taps(); ++row) {
+      std::copy_n(sums + row * columns, columns, at + row * p.columns);
     }
   });
-  if (splits == 1) return;
-  add_partials(partials, splits, s.C_out, p.K(), dweight, p.K());
+  if (splits > 1) add_partials(partials, splits, p.rows, row_size, to, row_size);
+}
+
+/// to[rows, before + C + after]: from[rows, C] with zeros on both sides.
+template <class T>
+void copy_with_zeros(const T* from, int64_t rows, int64_t C, int64_t before, int64_t after, T* to) {
+  const int64_t pitch = before + C + after;
+  parallel_for(rows, ceil_div(16384, pitch), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      T* at = std::fill_n(to + row * pitch, before, T(0));
+      std::fill_n(std::copy_n(from + row * C, C, at), after, T(0));
+    }
+  });
+}
+
+template <class T>
+void weight_gradient(const ConvShape& s, const T* x, const T* dout, T* dweight) {
+  constexpr int64_t kLanes = simd::kLanes<T>;
+  if (s.N * s.H_out * s.W_out * s.C == 0) {
+    std::fill_n(dweight, s.C_out * s.kH * s.kW * s.C, T(0));
+    return;
+  }
+  if (s.C % kLanes == 0) {
+    return run_weight_gradient(WeightGradient<T>{s, x, dout, false, s.C_out, s.C}, dweight);
+  }
+  ConvShape wide = s;
+  wide.W = s.W + 2 * s.padding;
+  wide.kW = 1;  // a kernel row is one tap of kW * C numbers
+  wide.padding_w = 0;
+  wide.C_out = ceil_div(s.C_out, kLanes) * kLanes;
+  T* wide_x = scratch<T>(Scratch::kPackedA, s.N * s.H * wide.W * s.C);
+  copy_with_zeros(x, s.N * s.H, s.W * s.C, s.padding * s.C, s.padding * s.C, wide_x);
+  if (wide.C_out != s.C_out) {
+    const int64_t pixels = s.N * s.H_out * s.W_out;
+    T* wide_dout = scratch<T>(Scratch::kPackedB, pixels * wide.C_out);
+    copy_with_zeros(dout, pixels, s.C_out, 0, wide.C_out - s.C_out, wide_dout);
+    dout = wide_dout;
+  }
+  const int64_t row = s.kW * s.C;
+  T* sums = scratch<T>(Scratch::kChannels, row * s.kH * wide.C_out);
+  run_weight_gradient(WeightGradient<T>{wide, wide_x, dout, true, row, wide.C_out}, sums);
+  for (int64_t c_out = 0; c_out < s.C_out; ++c_out) {
+    for (int64_t kh = 0; kh < s.kH; ++kh) {
+      for (int64_t i = 0; i < row; ++i) {
+        *dweight++ = sums[(i * s.kH + kh) * wide.C_out + c_out];
+      }
+    }
+  }
 }
 
 /// Calls body(source) with the `rows` x `channels` numbers of `source`, or where product_precision()
@@ -582,7 +578,7 @@ void conv2d_direct_backward_weight(ConstView x, ConstView dout, Conv2dGeometry g
       return multiply<T>({s.C_out, s.C, s.N * s.H * s.W, dout.as<T>(), 1, s.C_out, x.as<T>(), s.C,
                           1, nullptr, dweight.as<T>(), s.C});
     }
-    run_weight_gradient(WeightGradient<T>{s, x.as<T>(), dout.as<T>()}, dweight.as<T>());
+    weight_gradient(s, x.as<T>(), dout.as<T>(), dweight.as<T>());
   });
 }
 
