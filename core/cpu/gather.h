@@ -130,7 +130,7 @@ int64_t runs_of_kernel_row(const Gather<F>& g, const Pixel* pixels, int64_t rows
     merge &= row_inside && w >= 0 && w + g.w.taps <= g.w.src_size;
     if (merge) first[r] = g.src + ((pixels[r].n * g.h.src_size + h) * g.w.src_size + w) * g.C_src;
   }
-  if (!any_row) return 0;
+  if (!any_row || g.w.taps == 0) return 0;
   const int64_t row_offset = kernel_row * g.w.taps * g.C_src;
   if (merge) {
     for (int64_t r = 0; r < kTileRows; ++r) runs->row[r] = first[r < rows ? r : 0];
