@@ -21,6 +21,7 @@
 #include "bench/onednn.h"
 #include "core/cpu/parallel.h"
 #include "core/cpu_isa.h"
+#include "core/tensor.h"
 
 namespace mutilde::bench {
 namespace {
@@ -111,18 +112,19 @@ Workload workload(const Preset& preset) {
   return work;
 }
 
+/// A tensor, whose memory comes as a program's does, large ones in huge pages; oneDNN gets such too.
 struct Buffer {
-  Shape shape;
-  std::vector<float> data;
-  explicit Buffer(Shape s) : shape(s), data(static_cast<size_t>(s.numel())) {
+  Tensor data;
+  explicit Buffer(const Shape& shape) : data(Tensor::empty(shape)) {
     uint32_t state = 1;
-    for (float& value : data) {
+    for (float& value : data.values<float>()) {
       state = state * 1664525 + 1013904223;
       value = static_cast<float>(state >> 8) / 8388608 - 1;
     }
   }
-  operator ConstView() const { return {data.data(), DType::kFloat32, shape}; }
-  operator View() { return {data.data(), DType::kFloat32, shape}; }
+  const Shape& shape() const { return data.shape(); }
+  operator ConstView() const { return data; }
+  operator View() { return data; }
 };
 
 double now() {
@@ -243,15 +245,15 @@ void visit_layers(const Preset& preset, const std::function<void(const Layer&)>&
   for (const auto& [key, count] : work.conv) {
     const auto [size, C, C_out, kernel, stride] = key;
     const int64_t size_out = size / stride;
-    Buffer x({N, size, size, C}), dx(x.shape), weight({C_out, kernel, kernel, C}),
-        dweight(weight.shape);
+    Buffer x({N, size, size, C}), dx(x.shape()), weight({C_out, kernel, kernel, C}),
+        dweight(weight.shape());
     Buffer bias({C_out}), out({N, size_out, size_out, C_out});
     const Conv2dGeometry geometry{stride, kernel / 2};
     const auto layer = [&, size = size, C = C, C_out = C_out, kernel = kernel, stride = stride,
                         count = count](const char* name, Pass pass, std::function<void()> ours) {
       visit({name, fmt::format("{0}x{0} {1}x{1}/{2} {3} -> {4}", size, kernel, stride, C, C_out),
              fmt::format("conv2d {} {} {} {} {} {}", N, size, C, C_out, kernel, stride), count,
-             2.0 * static_cast<double>(out.shape.numel() * kernel * kernel * C), false,
+             2.0 * static_cast<double>(out.shape().numel() * kernel * kernel * C), false,
              std::move(ours), onednn_conv2d_or_none(pass, N, size, C, C_out, kernel, stride)});
     };
     layer("conv2d", Pass::kForward, [&] { cpu.conv2d(x, weight, bias, {}, geometry, out); });
@@ -264,10 +266,10 @@ void visit_layers(const Preset& preset, const std::function<void(const Layer&)>&
   }
   for (const auto& [key, count] : work.linear) {
     const int64_t M = key[0], K = key[1], columns = key[2];
-    Buffer x({M, K}), dx(x.shape), weight({columns, K}), dweight(weight.shape), bias({columns}),
+    Buffer x({M, K}), dx(x.shape()), weight({columns, K}), dweight(weight.shape()), bias({columns}),
         out({M, columns});
     const auto batched = [](Buffer& b) {
-      return View{b.data.data(), DType::kFloat32, {1, b.shape[0], b.shape[1]}};
+      return View(b.data.reshape({1, b.shape()[0], b.shape()[1]}));
     };
     const auto layer = [&, count = count](const char* name, Pass pass, std::function<void()> ours) {
       visit({name, fmt::format("{} x {} -> {}", M, K, columns),
@@ -283,7 +285,7 @@ void visit_layers(const Preset& preset, const std::function<void(const Layer&)>&
   }
   for (const auto& [key, count] : work.attention) {
     const int64_t T = key[0] * key[0], C = key[1], heads = work.heads;
-    Buffer qkv({N, T, 3 * C}), dqkv(qkv.shape), out({N, T, C}), log_sum_exp({N, heads, T});
+    Buffer qkv({N, T, 3 * C}), dqkv(qkv.shape()), out({N, T, C}), log_sum_exp({N, heads, T});
     const double flops = 4.0 * static_cast<double>(N * T * T * C);
     const std::string shape = fmt::format("{} positions, {} heads of {}", T, heads, C / heads);
     const std::string peer_layer = fmt::format("attention {} {} {} {}", N, T, heads, C / heads);
@@ -307,10 +309,11 @@ void visit_layers(const Preset& preset, const std::function<void(const Layer&)>&
   for (const auto& [key, count] : work.norm) {
     const int64_t P = key[0] * key[0], C = key[1];
     const bool scaled = key[2] != 0, silu = key[3] != 0;
-    Buffer x({N, P, C}), out(x.shape), dx(x.shape), weight({C}), bias({C}), scale_shift({N, 2 * C}),
-        dweight({C}), dbias({C}), dscale_shift({N, 2 * C}), mean({N, 32}), rstd({N, 32});
+    Buffer x({N, P, C}), out(x.shape()), dx(x.shape()), weight({C}), bias({C}),
+        scale_shift({N, 2 * C}), dweight({C}), dbias({C}), dscale_shift({N, 2 * C}), mean({N, 32}),
+        rstd({N, 32});
     const GroupNormOptions options{32, 1e-5, silu};
-    const double bytes = 4.0 * static_cast<double>(x.shape.numel());
+    const double bytes = 4.0 * static_cast<double>(x.shape().numel());
     const std::string shape =
         fmt::format("{} positions of {}{}{}", P, C, scaled ? ", scale" : "", silu ? ", silu" : "");
     const std::string peer_layer = fmt::format("norm {} {} {} {:d} {:d}", N, P, C, scaled, silu);

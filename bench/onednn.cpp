@@ -1,9 +1,11 @@
 #include "bench/onednn.h"
 
-#include <memory>
 #include <unordered_map>
+#include <vector>
 
 #include <dnnl.hpp>
+
+#include "core/tensor.h"
 
 namespace mutilde::bench {
 
@@ -24,42 +26,47 @@ memory::desc vector(int64_t length) {
   return {{length}, memory::data_type::f32, memory::format_tag::a};
 }
 
-memory filled(const memory::desc& desc) {
-  memory result(desc, engine());
-  auto* data = static_cast<float*>(result.get_data_handle());
-  for (size_t i = 0; i < desc.get_size() / sizeof(float); ++i) {
-    data[i] = static_cast<float>(i % 1024) / 1024 - 0.5F;
-  }
-  return result;
-}
+struct Argument {
+  int name;
+  memory::desc desc;
+};
 
 std::function<void()> call(const dnnl::primitive& primitive,
-                           const std::unordered_map<int, memory>& arguments) {
-  return [primitive, arguments, stream = dnnl::stream(engine())]() mutable {
-    primitive.execute(stream, arguments);
+                           std::initializer_list<Argument> arguments) {
+  std::vector<Tensor> tensors;
+  std::unordered_map<int, memory> memories;
+  for (const auto& [name, desc] : arguments) {
+    const int64_t count = static_cast<int64_t>(desc.get_size() / sizeof(float));
+    const Tensor& tensor = tensors.emplace_back(Tensor::empty({count}));
+    for (int64_t i = 0; i < count; ++i) {
+      tensor.data<float>()[i] = static_cast<float>(i % 1024) / 1024 - 0.5F;
+    }
+    memories.emplace(name, memory(desc, engine(), tensor.data<float>()));
+  }
+  return [primitive, tensors, memories, stream = dnnl::stream(engine())]() mutable {
+    primitive.execute(stream, memories);
     stream.wait();
   };
 }
 
 template <class Primitive, class Description>
 std::function<void()> forward(const Description& description) {
-  return call(Primitive(description), {{DNNL_ARG_SRC, filled(description.src_desc())},
-                                       {DNNL_ARG_WEIGHTS, filled(description.weights_desc())},
-                                       {DNNL_ARG_BIAS, filled(description.bias_desc())},
-                                       {DNNL_ARG_DST, filled(description.dst_desc())}});
+  return call(Primitive(description), {{DNNL_ARG_SRC, description.src_desc()},
+                                       {DNNL_ARG_WEIGHTS, description.weights_desc()},
+                                       {DNNL_ARG_BIAS, description.bias_desc()},
+                                       {DNNL_ARG_DST, description.dst_desc()}});
 }
 template <class Primitive, class Description>
 std::function<void()> backward_input(const Description& description) {
-  return call(Primitive(description), {{DNNL_ARG_DIFF_DST, filled(description.diff_dst_desc())},
-                                       {DNNL_ARG_WEIGHTS, filled(description.weights_desc())},
-                                       {DNNL_ARG_DIFF_SRC, filled(description.diff_src_desc())}});
+  return call(Primitive(description), {{DNNL_ARG_DIFF_DST, description.diff_dst_desc()},
+                                       {DNNL_ARG_WEIGHTS, description.weights_desc()},
+                                       {DNNL_ARG_DIFF_SRC, description.diff_src_desc()}});
 }
 template <class Primitive, class Description>
 std::function<void()> backward_weight(const Description& description) {
-  return call(Primitive(description),
-              {{DNNL_ARG_DIFF_DST, filled(description.diff_dst_desc())},
-               {DNNL_ARG_SRC, filled(description.src_desc())},
-               {DNNL_ARG_DIFF_WEIGHTS, filled(description.diff_weights_desc())}});
+  return call(Primitive(description), {{DNNL_ARG_DIFF_DST, description.diff_dst_desc()},
+                                       {DNNL_ARG_SRC, description.src_desc()},
+                                       {DNNL_ARG_DIFF_WEIGHTS, description.diff_weights_desc()}});
 }
 
 }  // namespace

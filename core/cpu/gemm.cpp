@@ -13,6 +13,9 @@ namespace {
 // stays in L2 while the panels go by.
 constexpr int64_t kBlockRows = 16 * kTileRows;
 constexpr int64_t kSlice = 512;
+// A transposed A is read with a stride of its whole width. Where that is a power of two a slice falls
+// into few sets of a cache: 256 lines 1 KB apart take 4 ways of an L2 of 512 KB.
+constexpr int64_t kTransposedSlice = 256;
 
 /// One run: the rows of A for this tile and slice.
 template <class F>
@@ -31,24 +34,6 @@ struct ProductRun {
   }
 };
 
-/// A as [tile][k][kTileRows]: a transposed A would be read with a stride of its whole width, which
-/// hits the same few cache sets over and over when that is a power of two.
-template <class F>
-void pack_tiles(const F* a, int64_t k_stride, int64_t rows, int64_t K, F* packed) {
-  for (int64_t m = 0; m < rows; m += kTileRows) {
-    const F* from = a + m;
-    if (rows - m >= kTileRows) {
-      for (int64_t k = 0; k < K; ++k, from += k_stride, packed += kTileRows) {
-        __builtin_memcpy(packed, from, kTileRows * sizeof(F));  // not a call, as copy_n is
-      }
-    } else {
-      for (int64_t k = 0; k < K; ++k, from += k_stride, packed += kTileRows) {
-        std::copy_n(from, rows - m, packed);
-      }
-    }
-  }
-}
-
 }  // namespace
 
 template <class T>
@@ -64,31 +49,24 @@ void multiply_block(const Product<F>& p, const F* packed, int64_t begin, int64_t
   using T = Sum<F>;
   // Without terms there may be no A at all: no address is formed then.
   const int64_t a_row = p.K > 0 ? p.a_row : 0;
-  // A few panels do not repay the copy (6 floats for 6 cycles of arithmetic a panel).
-  const bool pack_a = p.a_step != 1 && p.K > 0 && panel_end - panel_begin > 3;
-  for (int64_t k = 0; k == 0 || k < p.K; k += kSlice) {
-    const int64_t slice = std::min(kSlice, p.K - k);
-    const F* a = p.a + begin * a_row + k * p.a_step;
-    if (pack_a) {
-      F* tiles =
-          scratch<F>(Scratch::kPackedA, ceil_div(end - begin, kTileRows) * kTileRows * kSlice);
-      pack_tiles(a, p.a_step, end - begin, slice, tiles);
-      a = tiles;
-    }
+  const int64_t longest = p.a_step == 1 ? kSlice : kTransposedSlice;
+  for (int64_t k = 0; k == 0 || k < p.K; k += longest) {
+    const int64_t slice = std::min(longest, p.K - k);
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
       const int64_t column = panel * kTileColumns<F>;
       const int64_t width = panel_width<F>(p.N - column), columns = std::min(width, p.N - column);
       T start[kTileColumns<F>] = {};
       if (p.bias != nullptr) std::copy_n(p.bias + column, columns, start);
-      const F* b = packed + column * p.K + k * width;
+      const int64_t b_row = packed != nullptr ? width : p.b_row;
+      const F* b =
+          packed != nullptr ? packed + column * p.K + k * width : p.b + column + k * p.b_row;
       for (int64_t m = begin; m < end; m += kTileRows) {
         const int64_t rows = std::min<int64_t>(kTileRows, end - m);
         T* c[kTileRows] = {};
         for (int64_t r = 0; r < rows; ++r) c[r] = p.c + (m + r) * p.c_row + column;
-        const ProductRun<F> run = pack_a ? ProductRun<F>{a + (m - begin) * slice, 1, b, slice}
-                                         : ProductRun<F>{a + (m - begin) * a_row, a_row, b, slice};
-        multiply_tile<F>(rows, width, run, pack_a ? kTileRows : p.a_step, width,
-                         k == 0 && !accumulate ? start : nullptr, c, columns);
+        const ProductRun<F> run{p.a + m * a_row + k * p.a_step, a_row, b, slice};
+        multiply_tile<F>(rows, width, run, p.a_step, b_row, k == 0 && !accumulate ? start : nullptr,
+                         c, columns);
       }
     }
   }
@@ -104,7 +82,8 @@ Product<F> part_of(const Product<T>& p, int64_t begin, int64_t end, int64_t k, i
   const T* a = p.a + (p.K > 0 ? begin * p.a_row + k * p.a_step : 0);
   T* c = p.c + begin * p.c_row;
   if constexpr (std::is_same_v<F, T>) {
-    return {rows, p.N, length, a, p.a_row, p.a_step, nullptr, 0, 0, p.bias, c, p.c_row};
+    const T* b = p.b != nullptr ? p.b + k * p.b_row : nullptr;
+    return {rows, p.N, length, a, p.a_row, p.a_step, b, p.b_row, p.b_step, p.bias, c, p.c_row};
   } else {
     constexpr int64_t kLanes = simd::kLanes<F>;
     const int64_t pairs = steps<F>(length), pitch = ceil_div(rows, kLanes) * kLanes;
@@ -130,56 +109,76 @@ Product<F> part_of(const Product<T>& p, int64_t begin, int64_t end, int64_t k, i
   }
 }
 
+/// Rows [begin, end) of panels [first, last), B unpacked.
+template <class T, class F>
+Product<T> cut_out(Product<T> p, int64_t begin, int64_t end, int64_t first, int64_t last) {
+  const int64_t column = first * kTileColumns<F>;
+  p.M = end - begin;
+  p.N = std::min(last * kTileColumns<F>, p.N) - column;
+  if (p.K > 0) p.a += begin * p.a_row, p.b += column * p.b_step;
+  if (p.bias != nullptr) p.bias += column;
+  p.c += begin * p.c_row + column;
+  return p;
+}
+
 template <class F, class T>
 void multiply_as(const Product<T>& p) {
   constexpr int64_t kLength = kSlice * Factor<F>::kTerms;  // numbers in a slice
-  const int64_t panels = ceil_div(p.N, kTileColumns<F>), blocks = ceil_div(p.M, kBlockRows);
   const int64_t slices = std::max<int64_t>(1, ceil_div(p.K, kLength));
-  const auto length = [&](int64_t slice) { return std::min(kLength, p.K - slice * kLength); };
-  const auto pack = [&](int64_t slice, int64_t panel, F* packed) {
-    const int64_t column = panel * kTileColumns<F>;
-    pack_panel<F>(p.b + slice * kLength * p.b_row, p.b_row, p.b_step, length(slice), p.N, column,
-                  packed + column * steps<F>(length(slice)));
+  const int64_t panels = ceil_div(p.N, kTileColumns<F>);
+  // Rows of B that are whole vectors next to each other need not be packed.
+  const bool as_it_lies = std::is_same_v<F, T> && p.b_step == 1 && p.N % simd::kLanes<T> == 0;
+
+  // Adds slice number `slice` to C, or begins it.
+  const auto multiply_slice = [&](const Product<T>& q, int64_t slice, bool accumulate) {
+    const int64_t k = slice * kLength, length = std::min(kLength, q.K - k);
+    const int64_t q_panels = ceil_div(q.N, kTileColumns<F>);
+    F* packed = nullptr;
+    if (!as_it_lies) {
+      packed = scratch<F>(Scratch::kPackedB, packed_size<F>(steps<F>(length), q.N));
+      for (int64_t panel = 0; panel < q_panels; ++panel) {
+        const int64_t column = panel * kTileColumns<F>;
+        pack_panel<F>(q.b + k * q.b_row, q.b_row, q.b_step, length, q.N, column,
+                      packed + column * steps<F>(length));
+      }
+    }
+    for (int64_t begin = 0; begin < q.M; begin += kBlockRows) {
+      const Product<F> part = part_of<F>(q, begin, std::min(begin + kBlockRows, q.M), k, length);
+      multiply_block(part, packed, 0, part.M, 0, q_panels, accumulate);
+    }
   };
 
-  // A transposed A is that of a gradient of weights, a sum over a batch: few sums of many terms. Each
-  // split of the terms is a task with sums of its own, that are added in order.
-  if (p.a_step != 1 && slices > 1 && p.K >= 4 * std::max(p.M, p.N)) {
-    const int64_t splits = std::min(slices, kTasks), size = p.M * p.N;
-    T* partials = scratch<T>(Scratch::kPartials, splits * size);
-    parallel_tasks(splits, [&](int64_t split) {
-      F* packed = scratch<F>(Scratch::kPackedB, packed_size<F>(kSlice, p.N));
-      const int64_t first = slices * split / splits;
-      for (int64_t slice = first; slice < slices * (split + 1) / splits; ++slice) {
-        for (int64_t panel = 0; panel < panels; ++panel) pack(slice, panel, packed);
-        for (int64_t begin = 0; begin < p.M; begin += kBlockRows) {
-          const int64_t end = std::min(begin + kBlockRows, p.M);
-          Product<F> part = part_of<F>(p, begin, end, slice * kLength, length(slice));
-          part.c = partials + split * size + begin * p.N;
-          part.c_row = p.N;
-          if (split > 0) part.bias = nullptr;
-          multiply_block(part, packed, 0, part.M, 0, panels, slice > first);
-        }
-      }
-    });
-    return add_partials(partials, splits, p.M, p.N, p.c, p.c_row);
+  // A transposed A is that of a gradient of weights, a sum over a batch: few sums of many terms. Where
+  // they are too few to share, the terms are split too, and each split has sums of its own, that are
+  // added in order. How many there are may not depend on the threads.
+  const int64_t tiles = ceil_div(p.M, kTileRows), size = p.M * p.N;
+  int64_t splits = 1;
+  if (p.a_step != 1) {
+    while (2 * splits <= std::min(slices, kTasks) && splits * tiles * panels < 48) splits *= 2;
   }
+  T* partials = splits == 1 ? nullptr : scratch<T>(Scratch::kPartials, splits * size);
 
-  F* packed = scratch<F>(Scratch::kPackedB, packed_size<F>(steps<F>(p.K), p.N));
-  const int64_t slice_size = packed_size<F>(kSlice, p.N);
-  parallel_tasks_over(panels * slices, p.K * p.N, [&](int64_t task) {
-    pack(task % slices, task / slices, packed + task % slices * slice_size);
+  // Each task packs the panels that it needs: shared ones would cross from core to core.
+  const Cut cut(tiles, panels, as_it_lies ? 0 : p.b_step == 1 ? 0.25 : 0.75, splits);
+  parallel_tasks_over(splits * cut.tasks(), p.M * p.N * p.K, [&](int64_t task) {
+    const int64_t split = task / cut.tasks();
+    const Cut::Part part = cut[task % cut.tasks()];
+    Product<T> q = p;
+    if (splits > 1) q.c = partials + split * size, q.c_row = p.N;
+    if (split > 0) q.bias = nullptr;
+    q = cut_out<T, F>(q, part.first_tile * kTileRows, std::min(part.last_tile * kTileRows, p.M),
+                      part.first_panel, part.last_panel);
+    const int64_t first = slices * split / splits, last = slices * (split + 1) / splits;
+    // A core's prefetching runs ahead of what it adds to. Next to sums that another core adds to, it would
+    // take those away again and again, which costs a fifth: many terms are added in memory of this thread.
+    T* const c = q.c;
+    const int64_t c_row = q.c_row;
+    const bool apart = p.a_step != 1 && p.K > kTransposedSlice;
+    if (apart) q.c = scratch<T>(Scratch::kSums, q.M * q.N), q.c_row = q.N;
+    for (int64_t slice = first; slice < last; ++slice) multiply_slice(q, slice, slice > first);
+    for (int64_t m = 0; apart && m < q.M; ++m) std::copy_n(q.c + m * q.N, q.N, c + m * c_row);
   });
-  const int64_t cuts = std::min(panels, ceil_div(kTasks, blocks));
-  parallel_tasks_over(blocks * cuts, p.M * p.N * p.K, [&](int64_t task) {
-    const int64_t begin = task / cuts * kBlockRows, end = std::min(begin + kBlockRows, p.M);
-    const int64_t cut = task % cuts;
-    for (int64_t slice = 0; slice < slices; ++slice) {
-      const Product<F> part = part_of<F>(p, begin, end, slice * kLength, length(slice));
-      multiply_block(part, packed + slice * slice_size, 0, part.M, panels * cut / cuts,
-                     panels * (cut + 1) / cuts, slice > 0);
-    }
-  });
+  if (splits > 1) add_partials(partials, splits, p.M, p.N, p.c, p.c_row);
 }
 
 }  // namespace

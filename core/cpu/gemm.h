@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "core/cpu/microkernel.h"
 #include "core/cpu/parallel.h"
@@ -24,6 +25,48 @@ void parallel_tasks_over(int64_t n, int64_t multiply_adds, const Body& body) {
     parallel_tasks(n, body);
   }
 }
+
+/// How the tiles x panels of a product are cut into tasks, each of which packs its own panels. By rows
+/// the packing is done again by each task; by columns every core reads all of A. In units of the time
+/// that a tile takes with one panel, on two cores of a Zen 5: `pack` to pack a panel (0.25 as it lies,
+/// 0.75 turned), 0.4 to read a tile that another core wrote.
+class Cut {
+ public:
+  struct Part {
+    int64_t first_tile, last_tile, first_panel, last_panel;
+  };
+
+  /// For one of `shares` such products that the threads share.
+  Cut(int64_t tiles, int64_t panels, double pack, int64_t shares = 1)
+      : tiles_(tiles), panels_(panels) {
+    const int64_t threads = ceil_div(thread_count(), shares);
+    double best = std::numeric_limits<double>::infinity();
+    for (int64_t across = 1; across <= std::min(panels, threads); ++across) {
+      const int64_t down = std::min(tiles, ceil_div(threads, across));
+      const auto width = static_cast<double>(ceil_div(panels, across));
+      const auto height = static_cast<double>(ceil_div(tiles, down));
+      const auto rounds = static_cast<double>(ceil_div(across * down, threads));
+      const double time = rounds * (width * (height + pack) + (across > 1 ? 0.4 * height : 0));
+      if (time < best) {
+        best = time;
+        across_ = across;
+        // Of many rows more tasks than threads, which costs 1 %, so that one can help another.
+        down_ = std::max(down, down * (tiles / (down * 64)));
+      }
+    }
+  }
+
+  int64_t tasks() const { return across_ * down_; }
+  /// Tasks of the same panels follow one another.
+  Part operator[](int64_t task) const {
+    const int64_t column = task / down_, row = task % down_;
+    return {tiles_ * row / down_, tiles_ * (row + 1) / down_, panels_ * column / across_,
+            panels_ * (column + 1) / across_};
+  }
+
+ private:
+  int64_t tiles_, panels_, across_ = 1, down_ = 1;
+};
 
 /// Steps of the micro-kernel along K numbers.
 template <class F>
@@ -57,9 +100,9 @@ void pack_panel(const Sum<F>* b, int64_t k_stride, int64_t n_stride, int64_t K, 
       simd::store(to, simd::pair_up(rows[0], rows[1]));
     }
   };
-  for (int64_t v = 0; v < width; v += kLanes) {
-    const int64_t columns = std::min(kLanes, N - column - v);
-    if (k_stride == 1 && n_stride != 1) {  // squares of numbers, turned in registers
+  if (k_stride == 1 && n_stride != 1) {  // squares of numbers, turned in registers
+    for (int64_t v = 0; v < width; v += kLanes) {
+      const int64_t columns = N - column - v;
       for (int64_t k = 0; k < K; k += kLanes) {
         V square[kLanes];
         for (int64_t n = 0; n < kLanes; ++n) {
@@ -73,20 +116,23 @@ void pack_panel(const Sum<F>* b, int64_t k_stride, int64_t n_stride, int64_t K, 
           store((k + i) / kTerms, v, square + i);
         }
       }
-      continue;
     }
-    const auto row = [&](int64_t k) {
-      const Sum<F>* from = b + k * k_stride + v * n_stride;
-      if (n_stride == 1) {
-        return columns == kLanes ? simd::load(from) : simd::load_partial(from, columns);
-      }
-      V values{};
-      for (int64_t n = 0; n < columns; ++n) values[n] = from[n * n_stride];
-      return values;
-    };
-    for (int64_t k = 0; k < K; k += kTerms) {
+    return;
+  }
+  const auto load = [&](int64_t k, int64_t v) {
+    const Sum<F>* from = b + k * k_stride + v * n_stride;
+    const int64_t columns = N - column - v;
+    if (n_stride == 1) {
+      return columns >= kLanes ? simd::load(from) : simd::load_partial(from, columns);
+    }
+    V values{};
+    for (int64_t n = 0; n < std::min(kLanes, columns); ++n) values[n] = from[n * n_stride];
+    return values;
+  };
+  for (int64_t k = 0; k < K; k += kTerms) {
+    for (int64_t v = 0; v < width; v += kLanes) {
       V rows[kTerms] = {};
-      for (int64_t i = 0; i < std::min(kTerms, K - k); ++i) rows[i] = row(k + i);
+      for (int64_t i = 0; i < std::min(kTerms, K - k); ++i) rows[i] = load(k + i, v);
       store(k / kTerms, v, rows);
     }
   }
@@ -121,12 +167,13 @@ struct Product {
 /// to[m * row + n] = the sum over splits, in order, of partials[split][m][n].
 template <class T>
 void add_partials(const T* partials, int64_t splits, int64_t M, int64_t N, T* to, int64_t row) {
-  parallel_for(M, ceil_div(16384, std::max<int64_t>(N, 1)), [&](int64_t begin, int64_t end) {
+  parallel_for(M, ceil_div(4096, std::max<int64_t>(N, 1)), [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) {
-      for (int64_t n = 0; n < N; ++n) {
-        T sum = partials[m * N + n];
-        for (int64_t split = 1; split < splits; ++split) sum += partials[(split * M + m) * N + n];
-        to[m * row + n] = sum;
+      const T* from = partials + m * N;
+      T* sums = to + m * row;
+      std::copy_n(from, N, sums);
+      for (int64_t split = 1; split < splits; ++split) {
+        for (int64_t n = 0; n < N; ++n) sums[n] += from[split * M * N + n];
       }
     }
   });
@@ -140,8 +187,8 @@ void multiply(const Product<T>& product);
 template <class T>
 void pack_b(const Product<T>& product, T* packed);
 
-/// Rows [begin, end) and panels [panel_begin, panel_end) on this thread, B packed; K counts steps. If
-/// `accumulate`, adds to what C holds.
+/// Rows [begin, end) and panels [panel_begin, panel_end) on this thread, B packed, or `packed` null and B as
+/// it lies (b_step 1, N whole vectors); K counts steps. If `accumulate`, adds to what C holds.
 template <class F>
 void multiply_block(const Product<F>& product, const F* packed, int64_t begin, int64_t end,
                     int64_t panel_begin, int64_t panel_end, bool accumulate = false);

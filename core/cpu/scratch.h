@@ -23,6 +23,7 @@ enum class Scratch {
   kBounds,
   kZeros,
   kPartials,
+  kSums,
   kChannels,
   kLogits,
   kGradients,

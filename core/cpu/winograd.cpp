@@ -26,12 +26,12 @@ namespace {
 
 constexpr int64_t kBlockBytes = 448 * 1024;
 
-/// Tiles in a block: whole tiles of the micro-kernel, at least 4 of them.
+/// Tiles in a block: whole tiles of the micro-kernel, at least 24.
 template <int m, class T>
 int64_t block_tiles(int64_t channels) {
   constexpr int kTile = WinogradTransform<m>::kTile;
   const int64_t bytes = kTile * kTile * channels * static_cast<int64_t>(sizeof(T));
-  return std::max<int64_t>(4, kBlockBytes / bytes / kTileRows) * kTileRows;
+  return std::max<int64_t>(24 / kTileRows, kBlockBytes / bytes / kTileRows) * kTileRows;
 }
 
 /// Floats from one position of the tiles to the next. One cache line more than the data: the

@@ -8,6 +8,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -148,7 +149,11 @@ TYPED_TEST(CpuKernels, MatmulIsExactForEveryTransposition) {
                           {20, 20, 4, 5, 6},
                           {1, 1, 203, 100, 1037},
                           {2, 2, 130, 70, 513},
-                          {1, 1, 37, 18, 2500},  // split along K where A is transposed
+                          {1, 1, 37, 18, 2500},   // split along K where A is transposed
+                          {1, 1, 30, 48, 1700},   // the same with B as it lies
+                          {1, 1, 129, 400, 300},  // many panels
+                          {1, 1, 1700, 32, 20},   // more tasks than threads
+                          {3, 3, 20, 32, 70},
                           {1, 1, 3, 4, 0},
                           {2, 2, 0, 4, 3},
                           {2, 2, 4, 0, 3},
@@ -259,6 +264,10 @@ std::vector<PlainConv> conv_cases() {
       {1, 3, 300, 2, 3, 3, 3, 1, 1},    // a row longer than a chunk
       {9, 16, 16, 17, 24, 3, 3, 1, 1},  // splits over the pixels
       {2, 2, 2, 3, 3, 2, 2, 5, 0},      // a stride larger than the image
+      {2, 9, 7, 37, 5, 3, 3, 2, 1},     // few outputs of channels that fill no whole vectors
+      {5, 4, 4, 128, 48, 3, 3, 1, 1},   // whole vectors of channels, more than one part of them
+      {2, 9, 8, 48, 70, 5, 5, 3, 2},
+      {40, 5, 5, 16, 32, 3, 3, 1, 1},  // more pixels than a block
   };
   cases.insert(cases.end(), more.begin(), more.end());
   std::erase_if(cases, [](const PlainConv& s) {
@@ -314,6 +323,21 @@ TYPED_TEST(CpuKernels, Conv2dBackwardInputIsExact) {
   });
 }
 
+// A stride beyond the kernel leaves pixels that no tap meets. On a thread of its own, whose working memory
+// no larger case has made larger: the address sanitizer sees a write past its end.
+TEST(CpuKernels, PixelsWithoutATapHaveNoGradient) {
+  std::thread([] {
+    const PlainConv s{2, 2, 2, 3, 3, 2, 2, 5, 0};
+    const Data<float> dout = random_whole<float>(out_shape(s).numel(), 1),
+                      weight = random_whole<float>(weight_shape(s).numel(), 2);
+    Data<float> fast = unwritten<float>(x_shape(s).numel()), plain = fast;
+    cpu().conv2d_backward_input(view(dout, out_shape(s)), view(weight, weight_shape(s)),
+                                {s.stride, s.padding}, view(fast, x_shape(s)));
+    plain_conv2d_backward_input<float>(s, dout.data(), weight.data(), plain.data());
+    EXPECT_EQ(fast, plain);
+  }).join();
+}
+
 TYPED_TEST(CpuKernels, Conv2dBackwardWeightIsExact) {
   using T = TypeParam;
   in_each_precision<T>([] {
@@ -332,36 +356,47 @@ TYPED_TEST(CpuKernels, Conv2dBackwardWeightIsExact) {
 TYPED_TEST(CpuKernels, ProductsDoNotDependOnTheNumberOfThreads) {
   using T = TypeParam;
   in_each_precision<T>([] {
-    const PlainConv s{5, 12, 13, 40, 70, 3, 3, 1, 1};
-    const Data<T> x = random_normal<T>(x_shape(s).numel(), 1),
-                  weight = random_normal<T>(weight_shape(s).numel(), 2),
-                  dout = random_normal<T>(out_shape(s).numel(), 3);
-    expect_same_bits<T>([&] {
-      Data<T> out = unwritten<T>(out_shape(s).numel());
-      cpu().conv2d(view(x, x_shape(s)), view(weight, weight_shape(s)), {}, {}, {1, 1},
-                   view(out, out_shape(s)));
-      return out;
-    });
-    expect_same_bits<T>([&] {
-      Data<T> dx = unwritten<T>(x_shape(s).numel());
-      cpu().conv2d_backward_input(view(dout, out_shape(s)), view(weight, weight_shape(s)), {1, 1},
-                                  view(dx, x_shape(s)));
-      return dx;
-    });
-    expect_same_bits<T>([&] {
-      Data<T> dweight = unwritten<T>(weight_shape(s).numel());
-      cpu().conv2d_backward_weight(view(x, x_shape(s)), view(dout, out_shape(s)), {1, 1},
-                                   view(dweight, weight_shape(s)));
-      return dweight;
-    });
-    expect_same_bits<T>([&] {
-      Data<T> out = unwritten<T>(780 * 70);
-      cpu().matmul(view(dout, {1, 780, 70}), true, view(dout, {1, 780, 70}), false, [&] {
-        out.resize(70 * 70);
-        return view(out, {1, 70, 70});
-      }());
-      return out;
-    });
+    for (const PlainConv& s : {PlainConv{5, 12, 13, 40, 70, 3, 3, 1, 1},
+                               {5, 12, 13, 3, 64, 3, 3, 1, 1},
+                               {5, 12, 13, 48, 6, 3, 3, 1, 1},
+                               {16, 4, 4, 64, 128, 3, 3, 1, 1},
+                               {5, 12, 13, 64, 64, 1, 1, 1, 0}}) {
+      SCOPED_TRACE(describe(s));
+      const Conv2dGeometry geometry{s.stride, s.padding};
+      const Data<T> x = random_normal<T>(x_shape(s).numel(), 1),
+                    weight = random_normal<T>(weight_shape(s).numel(), 2),
+                    dout = random_normal<T>(out_shape(s).numel(), 3);
+      expect_same_bits<T>([&] {
+        Data<T> out = unwritten<T>(out_shape(s).numel());
+        cpu().conv2d(view(x, x_shape(s)), view(weight, weight_shape(s)), {}, {}, geometry,
+                     view(out, out_shape(s)));
+        return out;
+      });
+      expect_same_bits<T>([&] {
+        Data<T> dx = unwritten<T>(x_shape(s).numel());
+        cpu().conv2d_backward_input(view(dout, out_shape(s)), view(weight, weight_shape(s)),
+                                    geometry, view(dx, x_shape(s)));
+        return dx;
+      });
+      expect_same_bits<T>([&] {
+        Data<T> dweight = unwritten<T>(weight_shape(s).numel());
+        cpu().conv2d_backward_weight(view(x, x_shape(s)), view(dout, out_shape(s)), geometry,
+                                     view(dweight, weight_shape(s)));
+        return dweight;
+      });
+    }
+    for (const auto& [K, M] : {std::array<int64_t, 2>{780, 70}, {2100, 64}, {600, 160}}) {
+      const Data<T> a = random_normal<T>(K * M, 1);
+      for (const bool transpose : {true, false}) {
+        expect_same_bits<T>([&] {
+          const int64_t rows = transpose ? M : K;
+          Data<T> out = unwritten<T>(rows * rows);
+          cpu().matmul(view(a, {1, K, M}), transpose, view(a, {1, K, M}), !transpose,
+                       view(out, {1, rows, rows}));
+          return out;
+        });
+      }
+    }
   });
 }
 
