@@ -43,9 +43,8 @@ Device find_device(const std::string& text) {
 void use_precision(const std::string& text, Device device) {
   if (text == "fp16" && !backend(device).has_kernels_for(DType::kFloat16)) {
     fail<UsageError>(
-        "--precision fp16: {} has no kernels for float16, a GPU has (--device cuda); here there "
-        "are "
-        "fp32 and bf16",
+        "--precision fp16: {} has no kernels for float16, a GPU has (--device cuda); "
+        "here there are fp32 and bf16",
         device.to_string());
   }
   set_product_precision(text == "bf16"   ? Precision::kBfloat16

@@ -1,5 +1,4 @@
-// ------------------------------------------------------------------------------------------------
-// Forward, and backward with respect to the input.
+// Where a direct convolution and its gradient with respect to the input take from.
 //
 // Both gather: a destination pixel is a sum over kernel taps of (source pixel) x (matrix of that
 // tap). The destination pixels are taken in blocks of 16 tiles (96 pixels with AVX2), the
@@ -7,17 +6,17 @@
 // pixels of each tap lie; taps of one kernel row that are all inside the image lie next to each
 // other and become one run. The table is made once a block and serves every panel.
 //
-//   for each block of pixels (a task)            the source rows of a block stay in L1 and L2
-//     for each panel of channels                 taps * C * 16 floats: 74 KB for 3 x 3 x 128,
-//       for each slice of kernel rows            cut by kernel rows to at most 160 KB, in L2
-//         for each tile                          16 tiles share each panel, so that the weights
-//           multiply_tile                        come from L3 once for 96 pixels: less than 1 byte
+//   for each part of the pixels and panels       a task, which packs its panels
+//     for each block of pixels                   the source rows of a block stay in L1 and L2
+//       for each panel of channels               taps * C * 16 floats: 74 KB for 3 x 3 x 128,
+//         for each slice of kernel rows          cut by kernel rows to at most 160 KB, in L2
+//           for each tile                        16 tiles share each panel, so that the weights
+//             multiply_tile                      come from L3 once for 96 pixels: less than 1 byte
 //                                                a cycle
 //
 // Small images (4 x 4 to 16 x 16) have many taps outside: their pixels are taken position by
 // position over the batch, so that the six pixels of a tile mostly agree on which taps are outside,
 // and a tap outside for all six is no run at all. At 4 x 4 that saves up to 31 % of the arithmetic.
-// ------------------------------------------------------------------------------------------------
 #pragma once
 
 #include <algorithm>

@@ -15,9 +15,10 @@
 
 namespace mutilde {
 
+/// Of a parallel loop that begins here; within one it is 1.
 inline int thread_count() {
 #ifdef _OPENMP
-  return omp_get_max_threads();
+  return omp_in_parallel() ? 1 : omp_get_max_threads();
 #else
   return 1;
 #endif
@@ -55,7 +56,7 @@ void parallel_for(int64_t n, int64_t grain, const Body& body) {
 #ifdef _OPENMP
   const int threads = static_cast<int>(
       std::min<int64_t>(thread_count(), (n + grain - 1) / std::max<int64_t>(grain, 1)));
-  if (threads > 1 && !omp_in_parallel()) {
+  if (threads > 1) {
     FirstException exception;
 #pragma omp parallel num_threads(threads)
     exception.guard([&] {
@@ -79,7 +80,7 @@ template <class Body>
 void parallel_tasks(int64_t n, const Body& body) {
 #ifdef _OPENMP
   const int64_t threads = std::min<int64_t>(thread_count(), n);
-  if (threads > 1 && !omp_in_parallel()) {
+  if (threads > 1) {
     struct alignas(64) Range {
       std::atomic<int64_t> next;
       int64_t end;
