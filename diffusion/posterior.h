@@ -85,18 +85,18 @@ Tensor predict_x0_from_x_prev(const Schedule& schedule, const Tensor& x_t, const
 
 // The posterior: x_{t-1} given x_t and x_0.
 
-/// Eq. 10: beta_tilde_t, [N, 1, 1, 1]; 0 at the first step.
+/// Eq. 10: beta_tilde_t, [N, 1, 1, 1]; 0 at t = 0.
 Tensor posterior_variance(const Schedule& schedule, const Tensor& t, const Tensor& like);
 /// Eq. 11: mu_tilde.
 Tensor q_posterior_mean(const Schedule& schedule, const Tensor& x_0, const Tensor& x_t,
                         const Tensor& t);
-/// Eq. 12. The log variance is clipped: at the first step it is that of the second.
+/// Eq. 12. The log variance is clipped: at t = 0 it is that of t = 1.
 Gaussian q_posterior(const Schedule& schedule, const Tensor& x_0, const Tensor& x_t,
                      const Tensor& t);
 
 // The two routes from eps_theta to the mean of x_{t-1}, side by side for reading and for the tests.
 // The sampler takes the second one in GaussianDiffusion::p_mean_variance (gaussian_diffusion.h),
-// step by step: it hands x_0_hat on as well, and a network may predict x_0 or the mean itself.
+// in its two halves: it hands x_0_hat on as well, and a network may predict x_0 or the mean itself.
 
 /// Eq. 13: mu_theta, directly.
 Tensor mean_from_eps(const Schedule& schedule, const Tensor& x_t, const Tensor& t,

@@ -1,4 +1,5 @@
-// Convolution, and its gradient with respect to the input, channels-last, on the micro-kernel.
+// Convolution, and its gradient with respect to the input, channels-last, on the micro-kernel; at the end the
+// backend's three entries, which choose between the direct sum and Winograd's way.
 #include "core/cpu/conv.h"
 
 #include <algorithm>
@@ -17,7 +18,8 @@
 namespace mutilde {
 namespace {
 
-constexpr int64_t kPanelBytes = 160 * 1024;
+constexpr int64_t kPanelBytes =
+    160 * 1024;  // of a panel at a time, but at least a kernel row: it stays in L2
 
 /// Kernel rows of a panel that are taken at a time.
 template <class F>
@@ -121,7 +123,7 @@ void run_gather(const Gather<F>& g, const GatherWeight<Sum<F>>& weight) {
 // ------------------------------------------------------------------------------------------------
 
 constexpr int kDotRows =
-    kTileRows / 3;  // 4 x 3 sums, 3 vectors of weights, 1 of x: half the registers
+    kTileRows / 3;  // with AVX-512 4 x 3 sums, 3 vectors of weights, 1 of x: half the registers
 constexpr int64_t kFewOutputs = 6;
 
 /// out[r][o] = bias[o] + the sum over the runs, for rows [row, row + kDotRows) of a tile.
@@ -190,15 +192,17 @@ void run_few_outputs(const Gather<T>& g, const T* weight) {
   });
 }
 
-/// For an image of few channels: what each output pixel is a sum over, [pixel][tap][channel], so that the
-/// rest is one product.
+constexpr int64_t kPatches = 8192;  // at a time: of 3 x 3 x 3 numbers 0.9 MB
+
+/// For an image of few channels: what output pixels [first_pixel, last_pixel) are sums over, as
+/// [pixel][tap][channel], so that the rest is a product.
 template <class T>
-const T* copy_patches(const ConvShape& s, const T* x) {
-  const int64_t pixels = s.N * s.H_out * s.W_out, K = s.kH * s.kW * s.C;
+const T* copy_patches(const ConvShape& s, const T* x, int64_t first_pixel, int64_t last_pixel) {
+  const int64_t pixels = last_pixel - first_pixel, K = s.kH * s.kW * s.C;
   T* patches = scratch<T>(Scratch::kPackedA, pixels * K);
   parallel_for(pixels, ceil_div(16384, std::max<int64_t>(K, 1)), [&](int64_t begin, int64_t end) {
     T* to = patches + begin * K;
-    for (int64_t pixel = begin; pixel < end; ++pixel) {
+    for (int64_t pixel = first_pixel + begin; pixel < first_pixel + end; ++pixel) {
       const int64_t n = pixel / (s.H_out * s.W_out);
       const int64_t h = pixel / s.W_out % s.H_out * s.stride - s.padding;
       const int64_t w = pixel % s.W_out * s.stride - s.padding;
@@ -209,9 +213,11 @@ const T* copy_patches(const ConvShape& s, const T* x) {
           to = std::fill_n(to, s.kW * s.C, T(0));
           continue;
         }
-        const T* row = x + ((n * s.H + h + kh) * s.W + w) * s.C;
         to = std::fill_n(to, first * s.C, T(0));
-        to = std::copy(row + first * s.C, row + last * s.C, to);
+        if (first < last) {
+          to = std::copy_n(x + ((n * s.H + h + kh) * s.W + w + first) * s.C, (last - first) * s.C,
+                           to);
+        }
         to = std::fill_n(to, (s.kW - last) * s.C, T(0));
       }
     }
@@ -250,7 +256,8 @@ void conv2d_direct(ConstView x, ConstView weight, ConstView bias, Conv2dGeometry
       return multiply<T>({s.N * s.H * s.W, s.C_out, s.C, x.as<T>(), s.C, 1, weight.as<T>(), 1, s.C,
                           bias.as<T>(), out.as<T>(), s.C_out});
     }
-    if (s.C_out <= kFewOutputs && s.C >= simd::kLanes<T>) {
+    // In whole vectors, or the lane of a term would depend on which taps form one run, and that on the batch.
+    if (s.C_out <= kFewOutputs && s.C > 0 && s.C % simd::kLanes<T> == 0) {
       const Gather<T> gather{s.N,
                              forward_axis(s.H, s.H_out, s.kH, s.stride, s.padding),
                              forward_axis(s.W, s.W_out, s.kW, s.stride, s.padding),
@@ -262,10 +269,14 @@ void conv2d_direct(ConstView x, ConstView weight, ConstView bias, Conv2dGeometry
       return run_few_outputs(gather, weight.as<T>());
     }
     if (s.C < simd::kLanes<T>) {
-      const T* patches = copy_patches(s, x.as<T>());
-      const int64_t K = s.kH * s.kW * s.C;
-      return multiply<T>({s.N * s.H_out * s.W_out, s.C_out, K, patches, K, 1, weight.as<T>(), 1, K,
-                          bias.as<T>(), out.as<T>(), s.C_out});
+      const int64_t K = s.kH * s.kW * s.C, pixels = s.N * s.H_out * s.W_out;
+      for (int64_t begin = 0; begin < pixels; begin += kPatches) {
+        const int64_t end = std::min(begin + kPatches, pixels);
+        const T* patches = copy_patches(s, x.as<T>(), begin, end);
+        multiply<T>({end - begin, s.C_out, K, patches, K, 1, weight.as<T>(), 1, K, bias.as<T>(),
+                     out.as<T>() + begin * s.C_out, s.C_out});
+      }
+      return;
     }
     for_factors(x.as<T>(), s.N * s.H * s.W, s.C, [&](const auto* source) {
       using F = std::remove_cvref_t<decltype(*source)>;

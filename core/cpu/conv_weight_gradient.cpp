@@ -1,5 +1,7 @@
 // ------------------------------------------------------------------------------------------------
-// Backward with respect to the weight.
+// The gradient of a direct convolution with respect to the weight: of stride 2, of 4x4 images, in float64, of
+// channels that are not whole vectors. The rest goes Winograd's way (conv.cpp chooses). Always in the type of
+// the numbers, also where products may round to bfloat16.
 //
 // dweight[c_out, kh, kw, c] = sum over pixels of dout[pixel, c_out] * x[pixel moved by (kh, kw), c]:
 // for each tap a matrix product whose long axis is the pixels. Both factors are read where they lie: the
@@ -13,9 +15,9 @@
 //         for each tile of output channels
 //           multiply_tile, a run for each output row
 //
-// Where the channels of x fill no vector (an image has 3) the two change places: the columns of a tile are
-// output channels, and its rows all (kw, c) of one kernel row, which lie next to each other in a copy of x
-// with zeros on both sides.
+// Where the channels of x are not whole vectors (an image has 3) the two change places: the columns of a tile
+// are output channels, filled up to whole vectors, and its rows all (kw, c) of one kernel row, which lie next
+// to each other in a copy of x with zeros on both sides.
 //
 // Splits have sums of their own and are added in order; their number depends on the shape alone, and so
 // does the result.
@@ -164,7 +166,7 @@ void copy_with_zeros(const T* from, int64_t rows, int64_t C, int64_t before, int
 template <class T>
 void weight_gradient(const ConvShape& s, const T* x, const T* dout, T* dweight) {
   constexpr int64_t kLanes = simd::kLanes<T>;
-  if (s.N * s.H_out * s.W_out * s.C == 0) {
+  if (s.N * s.H_out * s.W_out * s.C * s.C_out == 0) {
     std::fill_n(dweight, s.C_out * s.kH * s.kW * s.C, T(0));
     return;
   }
@@ -187,7 +189,8 @@ void weight_gradient(const ConvShape& s, const T* x, const T* dout, T* dweight) 
   const int64_t row = s.kW * s.C;
   T* sums = scratch<T>(Scratch::kChannels, row * s.kH * wide.C_out);
   run_weight_gradient(WeightGradient<T>{wide, wide_x, dout, true, row, wide.C_out}, sums);
-  for (int64_t c_out = 0; c_out < s.C_out; ++c_out) {
+  for (int64_t c_out = 0; c_out < s.C_out;
+       ++c_out) {  // [(kw, c), kh, c_out] to [c_out, kh, (kw, c)]
     for (int64_t kh = 0; kh < s.kH; ++kh) {
       for (int64_t i = 0; i < row; ++i) {
         *dweight++ = sums[(i * s.kH + kh) * wide.C_out + c_out];

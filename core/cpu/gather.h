@@ -9,7 +9,7 @@
 //   for each part of the pixels and panels       a task, which packs its panels
 //     for each block of pixels                   the source rows of a block stay in L1 and L2
 //       for each panel of channels               taps * C * 16 floats: 74 KB for 3 x 3 x 128,
-//         for each slice of kernel rows          cut by kernel rows to at most 160 KB, in L2
+//         for each slice of kernel rows          cut by kernel rows to 160 KB or one row, in L2
 //           for each tile                        16 tiles share each panel, so that the weights
 //             multiply_tile                      come from L3 once for 96 pixels: less than 1 byte
 //                                                a cycle
@@ -119,7 +119,8 @@ struct GatherRuns {
 template <class F>
 int64_t runs_of_kernel_row(const Gather<F>& g, const Pixel* pixels, int64_t rows,
                            int64_t kernel_row, const F* zeros, GatherRun<F>* runs) {
-  const F* first[kTileRows];  // where tap 0 of the kernel row would lie, or null
+  const F* first
+      [kTileRows];  // where tap 0 of the kernel row would lie; of use if all taps of all rows are inside
   bool any_row = false, merge = true;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t h = g.h.source(pixels[r].i, kernel_row), w = g.w.source(pixels[r].j, 0);
@@ -150,7 +151,7 @@ int64_t runs_of_kernel_row(const Gather<F>& g, const Pixel* pixels, int64_t rows
     }
     run.length = g.C_src;
     run.b_offset = row_offset + tap * g.C_src;
-    count += any;
+    count += any;  // the next tap takes the place of one that is outside for all
   }
   return count;
 }

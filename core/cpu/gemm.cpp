@@ -50,7 +50,8 @@ void multiply_block(const Product<F>& p, const F* packed, int64_t begin, int64_t
   // Without terms there may be no A at all: no address is formed then.
   const int64_t a_row = p.K > 0 ? p.a_row : 0;
   const int64_t longest = p.a_step == 1 ? kSlice : kTransposedSlice;
-  for (int64_t k = 0; k == 0 || k < p.K; k += longest) {
+  for (int64_t k = 0; k == 0 || k < p.K;
+       k += longest) {  // once without terms, too: C gets its bias
     const int64_t slice = std::min(longest, p.K - k);
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
       const int64_t column = panel * kTileColumns<F>;
@@ -58,8 +59,9 @@ void multiply_block(const Product<F>& p, const F* packed, int64_t begin, int64_t
       T start[kTileColumns<F>] = {};
       if (p.bias != nullptr) std::copy_n(p.bias + column, columns, start);
       const int64_t b_row = packed != nullptr ? width : p.b_row;
-      const F* b =
-          packed != nullptr ? packed + column * p.K + k * width : p.b + column + k * p.b_row;
+      const F* b = packed != nullptr ? packed + column * p.K + k * width
+                   : p.K > 0         ? p.b + column + k * p.b_row
+                                     : nullptr;
       for (int64_t m = begin; m < end; m += kTileRows) {
         const int64_t rows = std::min<int64_t>(kTileRows, end - m);
         T* c[kTileRows] = {};
@@ -150,7 +152,8 @@ void multiply_as(const Product<T>& p) {
 
   // A transposed A is that of a gradient of weights, a sum over a batch: few sums of many terms. Where
   // they are too few to share, the terms are split too, and each split has sums of its own, that are
-  // added in order. How many there are may not depend on the threads.
+  // added in order. How many there are may not depend on the threads: as many as give 16 threads 3 tiles
+  // each.
   const int64_t tiles = ceil_div(p.M, kTileRows), size = p.M * p.N;
   int64_t splits = 1;
   if (p.a_step != 1) {
@@ -171,6 +174,7 @@ void multiply_as(const Product<T>& p) {
     const int64_t first = slices * split / splits, last = slices * (split + 1) / splits;
     // A core's prefetching runs ahead of what it adds to. Next to sums that another core adds to, it would
     // take those away again and again, which costs a fifth: many terms are added in memory of this thread.
+    // (Other products have many rows, and come back to a sum once in 512 terms.)
     T* const c = q.c;
     const int64_t c_row = q.c_row;
     const bool apart = p.a_step != 1 && p.K > kTransposedSlice;

@@ -1,4 +1,4 @@
-// Matrix products on the micro-kernel: B packed into panels, then C = A B + bias from them.
+// Matrix products on the micro-kernel: B packed into panels, unless it lies well, then C = A B + bias.
 #pragma once
 
 #include <algorithm>
@@ -11,12 +11,14 @@
 namespace mutilde {
 
 /// Kernels that can cut their work anywhere aim at this many tasks: enough to feed 16 threads, few
-/// enough to cost nothing. A constant, because results must not depend on the number of threads.
+/// enough to cost nothing. A constant, because results must not depend on the number of threads: it
+/// decides how the terms of a sum are split. (Cut asks for the threads: it divides outputs only.)
 inline constexpr int64_t kTasks = 16;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/// parallel_tasks, but on one thread where all tasks together are fewer than about 10 us of work.
+/// parallel_tasks, but on one thread where all tasks together are a few microseconds of work, in which a
+/// team of threads begins.
 template <class Body>
 void parallel_tasks_over(int64_t n, int64_t multiply_adds, const Body& body) {
   if (multiply_adds < 200'000) {
@@ -28,7 +30,7 @@ void parallel_tasks_over(int64_t n, int64_t multiply_adds, const Body& body) {
 
 /// How the tiles x panels of a product are cut into tasks, each of which packs its own panels. By rows
 /// the packing is done again by each task; by columns every core reads all of A. In units of the time
-/// that a tile takes with one panel, on two cores of a Zen 5: `pack` to pack a panel (0.25 as it lies,
+/// that a tile takes with one panel, on two cores of a Zen 5: `pack` to pack a panel (0.25 row by row,
 /// 0.75 turned), 0.4 to read a tile that another core wrote.
 class Cut {
  public:
@@ -50,7 +52,8 @@ class Cut {
       if (time < best) {
         best = time;
         across_ = across;
-        // Of many rows more tasks than threads, which costs 1 %, so that one can help another.
+        // Of many rows more tasks than threads, of 64 tiles and more so that packing a panel again costs 1 %:
+        // then one can help another.
         down_ = std::max(down, down * (tiles / (down * 64)));
       }
     }

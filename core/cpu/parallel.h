@@ -74,7 +74,7 @@ void parallel_for(int64_t n, int64_t grain, const Body& body) {
 
 /// The same for tasks of unequal or large cost: body(index). A thread goes through a range of its own,
 /// the one that parallel_for would give it, so that it mostly finds in its cache what it left there in
-/// the kernel before (to read what another core wrote is three to five times slower); then it helps
+/// the kernel before (to read what another core wrote is two to four times slower); then it helps
 /// the others. Throws the first exception of body, after all tasks are done.
 template <class Body>
 void parallel_tasks(int64_t n, const Body& body) {

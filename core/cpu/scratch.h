@@ -16,18 +16,18 @@ namespace mutilde {
 /// A kernel asks for each use once at a time. A buffer may be written by other threads as long as
 /// its owner waits for them.
 enum class Scratch {
-  kPackedA,
-  kPackedB,
-  kFactors,
-  kRuns,
-  kBounds,
-  kZeros,
-  kPartials,
-  kSums,
-  kChannels,
+  kPackedA,   // one factor of a product, copied: patches, an input with its border, taps
+  kPackedB,   // the other: panels of weights, Winograd's weights or the sums in their place
+  kFactors,   // either, as pairs of bfloat16
+  kRuns,      // where a tile's rows lie, and
+  kBounds,    //   where each tile's runs begin
+  kZeros,     // a pixel outside
+  kPartials,  // sums of splits, one a split
+  kSums,      // long sums of one thread
+  kChannels,  // a few numbers a channel
   kLogits,
   kGradients,
-  kTiles,
+  kTiles,  // Winograd's transformed tiles
   kCount
 };
 
@@ -48,6 +48,7 @@ T* scratch(Scratch use, int64_t count) {
   if (bytes > kHugePage / 8) bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
   if (buffer.bytes < bytes) {
     buffer.data.reset();  // before the new one, so that both never exist at once
+    buffer.bytes = 0;     // there may be no new one
     buffer.data.reset(allocate_pages(bytes));
     if (!buffer.data) throw std::bad_alloc();
     buffer.bytes = bytes;

@@ -20,8 +20,8 @@ namespace {
 // Work for one tile and 8 channels each way, m = 4: the transforms take about 350 vector
 // instructions, the products 36 * C / 2 cycles (C = 64: 1,152), the direct sum 144 * C / 2 (4,608).
 //
-// Where there are few tiles (16 x 16 and smaller images), a step at a time over all of them, shared
-// by the threads: first by tiles, then by positions, then by tiles.
+// Where there are few tiles (fewer than kTasks blocks), a step at a time over all of them, shared by the
+// threads: first by tiles, then by positions, then by tiles. Each number is the same sum either way.
 // ------------------------------------------------------------------------------------------------
 
 constexpr int64_t kBlockBytes = 448 * 1024;
@@ -242,7 +242,7 @@ void winograd_conv(const Conv3x3<T>& conv) {
 // The gradient of the weight. For a chunk of tiles both operands are transformed, x straight into
 // the panels that the micro-kernel reads, [panel][tile][16]; then each position is a product over
 // the tiles, C_out x C, added to what the chunks before gave. The sums (36 * C_out * C) are read
-// and written once a chunk, so a chunk has at least 96 tiles: 8 bytes for 96 multiply-adds.
+// and written once a chunk, so a chunk aims at 96 tiles and more: 8 bytes for 96 multiply-adds.
 // ------------------------------------------------------------------------------------------------
 
 namespace {

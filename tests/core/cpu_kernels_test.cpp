@@ -135,51 +135,44 @@ TYPED_TEST_SUITE(CpuKernels, Floats, FloatNames);
 
 TYPED_TEST(CpuKernels, MatmulIsExactForEveryTransposition) {
   using T = TypeParam;
-  in_each_precision<T>([] {
-    struct Case {
-      int64_t a_batch, b_batch, M, N, K;
-    };
-    for (const Case& c : {Case{1, 1, 1, 1, 1},
-                          {1, 1, 5, 3, 7},
-                          {1, 1, 6, 16, 4},
-                          {1, 1, 7, 17, 9},
-                          {3, 3, 13, 9, 31},
-                          {1, 4, 11, 8, 5},
-                          {4, 1, 5, 33, 6},
-                          {20, 20, 4, 5, 6},
-                          {1, 1, 203, 100, 1037},
-                          {2, 2, 130, 70, 513},
-                          {1, 1, 37, 18, 2500},   // split along K where A is transposed
-                          {1, 1, 30, 48, 1700},   // the same with B as it lies
-                          {1, 1, 129, 400, 300},  // many panels
-                          {1, 1, 1700, 32, 20},   // more tasks than threads
-                          {3, 3, 20, 32, 70},
-                          {1, 1, 3, 4, 0},
-                          {2, 2, 0, 4, 3},
-                          {2, 2, 4, 0, 3},
-                          {0, 0, 4, 4, 4}}) {
-      for (const bool transpose_a : {false, true}) {
-        for (const bool transpose_b : {false, true}) {
-          const int64_t batch = c.a_batch == 1 ? c.b_batch : c.a_batch;
-          const Data<T> a = random_whole<T>(c.a_batch * c.M * c.K, 1),
-                        b = random_whole<T>(c.b_batch * c.K * c.N, 2);
-          Data<T> fast = unwritten<T>(batch * c.M * c.N), plain = fast;
-          cpu().matmul(
-              view(a, transpose_a ? Shape{c.a_batch, c.K, c.M} : Shape{c.a_batch, c.M, c.K}),
-              transpose_a,
-              view(b, transpose_b ? Shape{c.b_batch, c.N, c.K} : Shape{c.b_batch, c.K, c.N}),
-              transpose_b, view(fast, {batch, c.M, c.N}));
-          for (int64_t i = 0; i < batch; ++i) {
-            plain_matmul(c.M, c.N, c.K, a.data() + (c.a_batch == 1 ? 0 : i * c.M * c.K),
-                         transpose_a, b.data() + (c.b_batch == 1 ? 0 : i * c.K * c.N), transpose_b,
-                         plain.data() + i * c.M * c.N);
+  in_each_precision<T>(
+      [] {
+        struct Case {
+          int64_t a_batch, b_batch, M, N, K;
+        };
+        for (
+            const Case& c : {
+                Case{1, 1, 1, 1, 1},   {1, 1, 5, 3, 7},      {1, 1, 6, 16, 4},
+                {1, 1, 7, 17, 9},      {3, 3, 13, 9, 31},    {1, 4, 11, 8, 5},
+                {4, 1, 5, 33, 6},      {20, 20, 4, 5, 6},    {1, 1, 203, 100, 1037},
+                {2, 2, 130, 70, 513},  {1, 1, 37, 18, 2500},  // split along K where A is transposed
+                {1, 1, 30, 48, 1700},                         // the same with B as it lies
+                {1, 1, 129, 400, 300},                        // many panels
+                {1, 1, 1700, 32, 20},                         // more tasks than threads
+                {3, 3, 20, 32, 70},    {1, 1, 3, 4, 0},      {1, 1, 3, 64, 0},
+                {2, 2, 0, 4, 3},       {2, 2, 4, 0, 3},      {0, 0, 4, 4, 4}}) {
+          for (const bool transpose_a : {false, true}) {
+            for (const bool transpose_b : {false, true}) {
+              const int64_t batch = c.a_batch == 1 ? c.b_batch : c.a_batch;
+              const Data<T> a = random_whole<T>(c.a_batch * c.M * c.K, 1),
+                            b = random_whole<T>(c.b_batch * c.K * c.N, 2);
+              Data<T> fast = unwritten<T>(batch * c.M * c.N), plain = fast;
+              cpu().matmul(
+                  view(a, transpose_a ? Shape{c.a_batch, c.K, c.M} : Shape{c.a_batch, c.M, c.K}),
+                  transpose_a,
+                  view(b, transpose_b ? Shape{c.b_batch, c.N, c.K} : Shape{c.b_batch, c.K, c.N}),
+                  transpose_b, view(fast, {batch, c.M, c.N}));
+              for (int64_t i = 0; i < batch; ++i) {
+                plain_matmul(c.M, c.N, c.K, a.data() + (c.a_batch == 1 ? 0 : i * c.M * c.K),
+                             transpose_a, b.data() + (c.b_batch == 1 ? 0 : i * c.K * c.N),
+                             transpose_b, plain.data() + i * c.M * c.N);
+              }
+              EXPECT_EQ(fast, plain) << batch << ": " << c.M << " x " << c.N << " x " << c.K << ", "
+                                     << transpose_a << transpose_b;
+            }
           }
-          EXPECT_EQ(fast, plain) << batch << ": " << c.M << " x " << c.N << " x " << c.K << ", "
-                                 << transpose_a << transpose_b;
         }
-      }
-    }
-  });
+      });
 }
 
 TYPED_TEST(CpuKernels, LinearAddsTheBiasToXTimesWeightTransposed) {
@@ -254,6 +247,7 @@ std::vector<PlainConv> conv_cases() {
       {1, 1, 1, 1, 1, 1, 1, 1, 0},      // one pixel, one channel
       {1, 1, 1, 3, 2, 3, 3, 1, 1},      // all taps but one outside
       {0, 8, 8, 4, 4, 3, 3, 1, 1},      // empty batch
+      {1, 4, 4, 4, 0, 3, 3, 1, 1},      // no output
       {1, 20, 19, 3, 32, 3, 3, 1, 1},   // as the first layer; positions image by image
       {3, 20, 17, 32, 6, 3, 3, 1, 1},   // as the last
       {3, 17, 18, 16, 16, 3, 3, 2, 1},  // down
@@ -398,6 +392,37 @@ TYPED_TEST(CpuKernels, ProductsDoNotDependOnTheNumberOfThreads) {
       }
     }
   });
+}
+
+// What is drawn may not depend on how many are drawn at once.
+TYPED_TEST(CpuKernels, AnImageDoesNotChangeWithItsCompany) {
+  using T = TypeParam;
+  for (const PlainConv& one : {PlainConv{1, 8, 8, 40, 3, 3, 3, 1, 1},
+                               {1, 8, 8, 48, 3, 3, 3, 1, 1},
+                               {1, 20, 17, 48, 6, 3, 3, 1, 1},
+                               {1, 20, 17, 3, 32, 3, 3, 1, 1},
+                               {1, 4, 4, 64, 64, 3, 3, 1, 1},
+                               {1, 9, 9, 64, 48, 3, 3, 2, 1},
+                               {1, 8, 8, 64, 48, 1, 1, 1, 0}}) {
+    PlainConv all = one;
+    all.N = 13;
+    const Data<T> x = random_normal<T>(x_shape(all).numel(), 1),
+                  weight = random_normal<T>(weight_shape(all).numel(), 2);
+    const auto conv = [&](const PlainConv& s, const Data<T>& images) {
+      Data<T> out = unwritten<T>(out_shape(s).numel());
+      cpu().conv2d(view(images, x_shape(s)), view(weight, weight_shape(s)), {}, {},
+                   {s.stride, s.padding}, view(out, out_shape(s)));
+      return out;
+    };
+    const Data<T> together = conv(all, x);
+    const int64_t size = x_shape(one).numel(), out_size = out_shape(one).numel();
+    for (int64_t n = 0; n < all.N; ++n) {
+      const Data<T> alone = conv(one, {x.begin() + n * size, x.begin() + (n + 1) * size});
+      EXPECT_EQ(alone,
+                Data<T>(together.begin() + n * out_size, together.begin() + (n + 1) * out_size))
+          << describe(one) << ", image " << n;
+    }
+  }
 }
 
 // --- Normalisation -------------------------------------------------------------------------------
