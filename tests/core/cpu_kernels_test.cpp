@@ -379,7 +379,8 @@ TYPED_TEST(CpuKernels, ProductsDoNotDependOnTheNumberOfThreads) {
         return dweight;
       });
     }
-    for (const auto& [K, M] : {std::array<int64_t, 2>{780, 70}, {2100, 64}, {600, 160}}) {
+    for (const auto& size : {std::array<int64_t, 2>{780, 70}, {2100, 64}, {600, 160}}) {
+      const int64_t K = size[0], M = size[1];  // clang captures no bindings
       const Data<T> a = random_normal<T>(K * M, 1);
       for (const bool transpose : {true, false}) {
         expect_same_bits<T>([&] {
