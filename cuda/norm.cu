@@ -481,9 +481,10 @@ __global__ void __launch_bounds__(kBlockThreads, 3)
       });
 }
 
-/// How an image is cut for the fast kernels. An H100 holds 396 of their blocks at once, three
-/// on each multiprocessor, which the launch bounds make room for; more would do what each block does first, and has to for its chunk, more often. And normalise has the moments of all chunks in
-/// shared memory, of which three blocks get 32 KiB each on every GPU.
+/// How an image is cut for the fast kernels. An H100 holds 396 of their blocks at once, three on each
+/// multiprocessor, which the launch bounds make room for; more would do what each block does first, and has to
+/// for its chunk, more often. And normalise has the moments of all chunks in shared memory, of which three
+/// blocks get 32 KiB each on every GPU.
 template <class X>
 struct Cut {
   int packs, rows, chunks, chunk;

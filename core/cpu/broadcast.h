@@ -16,7 +16,6 @@ namespace mutilde {
 /// the same for any thread count.
 template <class Body>
 void for_elements(int64_t n, const Body& body) {
-  constexpr int64_t kGrain = 16384;  // elements that repay waking a thread
   constexpr int64_t kUnit = 64;
   parallel_for((n + kUnit - 1) / kUnit, kGrain / kUnit,
                [&](int64_t begin, int64_t end) { body(begin * kUnit, std::min(end * kUnit, n)); });

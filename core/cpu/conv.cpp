@@ -200,7 +200,7 @@ template <class T>
 const T* copy_patches(const ConvShape& s, const T* x, int64_t first_pixel, int64_t last_pixel) {
   const int64_t pixels = last_pixel - first_pixel, K = s.kH * s.kW * s.C;
   T* patches = scratch<T>(Scratch::kPackedA, pixels * K);
-  parallel_for(pixels, ceil_div(16384, std::max<int64_t>(K, 1)), [&](int64_t begin, int64_t end) {
+  parallel_for(pixels, ceil_div(kGrain, std::max<int64_t>(K, 1)), [&](int64_t begin, int64_t end) {
     T* to = patches + begin * K;
     for (int64_t pixel = first_pixel + begin; pixel < first_pixel + end; ++pixel) {
       const int64_t n = pixel / (s.H_out * s.W_out);
@@ -233,7 +233,7 @@ void for_factors(const T* source, int64_t rows, int64_t channels, const Body& bo
     if (product_precision() == Precision::kBfloat16) {
       const int64_t pairs = steps<simd::Bf16Pair>(channels);
       simd::Bf16Pair* to = scratch<simd::Bf16Pair>(Scratch::kFactors, rows * pairs);
-      parallel_for(rows, ceil_div(16384, std::max<int64_t>(channels, 1)),
+      parallel_for(rows, ceil_div(kGrain, std::max<int64_t>(channels, 1)),
                    [&](int64_t begin, int64_t end) {
                      for (int64_t r = begin; r < end; ++r) {
                        round_row(source + r * channels, channels, to + r * pairs);
@@ -243,6 +243,18 @@ void for_factors(const T* source, int64_t rows, int64_t channels, const Body& bo
     }
   }
   body(source);
+}
+
+template <class F>
+Gather<F> forward_gather(const ConvShape& s, const F* source, Sum<F>* out, const Sum<F>* bias) {
+  return {s.N,
+          forward_axis(s.H, s.H_out, s.kH, s.stride, s.padding),
+          forward_axis(s.W, s.W_out, s.kW, s.stride, s.padding),
+          steps<F>(s.C),
+          s.C_out,
+          source,
+          out,
+          bias};
 }
 
 }  // namespace
@@ -258,15 +270,8 @@ void conv2d_direct(ConstView x, ConstView weight, ConstView bias, Conv2dGeometry
     }
     // In whole vectors, or the lane of a term would depend on which taps form one run, and that on the batch.
     if (s.C_out <= kFewOutputs && s.C > 0 && s.C % simd::kLanes<T> == 0) {
-      const Gather<T> gather{s.N,
-                             forward_axis(s.H, s.H_out, s.kH, s.stride, s.padding),
-                             forward_axis(s.W, s.W_out, s.kW, s.stride, s.padding),
-                             s.C,
-                             s.C_out,
-                             x.as<T>(),
-                             out.as<T>(),
-                             bias.as<T>()};
-      return run_few_outputs(gather, weight.as<T>());
+      return run_few_outputs(forward_gather(s, x.as<T>(), out.as<T>(), bias.as<T>()),
+                             weight.as<T>());
     }
     if (s.C < simd::kLanes<T>) {
       const int64_t K = s.kH * s.kW * s.C, pixels = s.N * s.H_out * s.W_out;
@@ -279,16 +284,8 @@ void conv2d_direct(ConstView x, ConstView weight, ConstView bias, Conv2dGeometry
       return;
     }
     for_factors(x.as<T>(), s.N * s.H * s.W, s.C, [&](const auto* source) {
-      using F = std::remove_cvref_t<decltype(*source)>;
-      const Gather<F> gather{s.N,
-                             forward_axis(s.H, s.H_out, s.kH, s.stride, s.padding),
-                             forward_axis(s.W, s.W_out, s.kW, s.stride, s.padding),
-                             steps<F>(s.C),
-                             s.C_out,
-                             source,
-                             out.as<T>(),
-                             bias.as<T>()};
-      run_gather(gather, GatherWeight<T>{weight.as<T>(), s.C, s.kW, s.C, 1, s.kH * s.kW * s.C});
+      run_gather(forward_gather(s, source, out.as<T>(), bias.as<T>()),
+                 GatherWeight<T>{weight.as<T>(), s.C, s.kW, s.C, 1, s.kH * s.kW * s.C});
     });
   });
 }

@@ -155,7 +155,7 @@ void run_weight_gradient(const WeightGradient<T>& p, T* to) {
 template <class T>
 void copy_with_zeros(const T* from, int64_t rows, int64_t C, int64_t before, int64_t after, T* to) {
   const int64_t pitch = before + C + after;
-  parallel_for(rows, ceil_div(16384, pitch), [&](int64_t begin, int64_t end) {
+  parallel_for(rows, ceil_div(kGrain, pitch), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       T* at = std::fill_n(to + row * pitch, before, T(0));
       std::fill_n(std::copy_n(from + row * C, C, at), after, T(0));

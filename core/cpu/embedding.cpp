@@ -5,9 +5,7 @@
 
 namespace mutilde {
 
-namespace {
-constexpr int64_t kGrain = 16384;  // elements that repay waking a thread
-}
+namespace {}
 
 void CpuBackend::embedding(ConstView weight, ConstView index, View out) {
   const int64_t n = index.numel(), E = weight.shape[1];

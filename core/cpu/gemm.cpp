@@ -36,10 +36,10 @@ struct ProductRun {
 
 }  // namespace
 
-template <class T>
-void pack_b(const Product<T>& p, T* packed) {
-  for (int64_t n = 0; n < p.N; n += kTileColumns<T>) {
-    pack_panel<T>(p.b, p.b_row, p.b_step, p.K, p.N, n, packed + n * p.K);
+template <class F>
+void pack_b(const Product<Sum<F>>& p, F* packed) {
+  for (int64_t n = 0; n < p.N; n += kTileColumns<F>) {
+    pack_panel<F>(p.b, p.b_row, p.b_step, p.K, p.N, n, packed + n * steps<F>(p.K));
   }
 }
 
@@ -50,8 +50,8 @@ void multiply_block(const Product<F>& p, const F* packed, int64_t begin, int64_t
   // Without terms there may be no A at all: no address is formed then.
   const int64_t a_row = p.K > 0 ? p.a_row : 0;
   const int64_t longest = p.a_step == 1 ? kSlice : kTransposedSlice;
-  for (int64_t k = 0; k == 0 || k < p.K;
-       k += longest) {  // once without terms, too: C gets its bias
+  // Once without terms, too: C gets its bias.
+  for (int64_t k = 0; k == 0 || k < p.K; k += longest) {
     const int64_t slice = std::min(longest, p.K - k);
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
       const int64_t column = panel * kTileColumns<F>;
@@ -138,11 +138,10 @@ void multiply_as(const Product<T>& p) {
     F* packed = nullptr;
     if (!as_it_lies) {
       packed = scratch<F>(Scratch::kPackedB, packed_size<F>(steps<F>(length), q.N));
-      for (int64_t panel = 0; panel < q_panels; ++panel) {
-        const int64_t column = panel * kTileColumns<F>;
-        pack_panel<F>(q.b + k * q.b_row, q.b_row, q.b_step, length, q.N, column,
-                      packed + column * steps<F>(length));
-      }
+      Product<T> terms = q;
+      terms.b += k * q.b_row;
+      terms.K = length;
+      pack_b(terms, packed);
     }
     for (int64_t begin = 0; begin < q.M; begin += kBlockRows) {
       const Product<F> part = part_of<F>(q, begin, std::min(begin + kBlockRows, q.M), k, length);

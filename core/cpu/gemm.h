@@ -186,9 +186,9 @@ void add_partials(const T* partials, int64_t splits, int64_t M, int64_t N, T* to
 template <class T>
 void multiply(const Product<T>& product);
 
-/// Packs all of B on this thread.
-template <class T>
-void pack_b(const Product<T>& product, T* packed);
+/// Packs all of B on this thread, as factors F.
+template <class F>
+void pack_b(const Product<Sum<F>>& product, F* packed);
 
 /// Rows [begin, end) and panels [panel_begin, panel_end) on this thread, B packed, or `packed` null and B as
 /// it lies (b_step 1, N whole vectors); K counts steps. If `accumulate`, adds to what C holds.

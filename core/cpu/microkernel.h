@@ -15,7 +15,8 @@
 // that is prefetched 8 steps ahead: a panel may live in L2. a is read through a pointer for each
 // row. The walk is cut into runs, and each run brings its own pointers: that is how a convolution
 // reads the input where it lies, one run for each kernel tap (with a row of zeros standing in for
-// pixels outside the image), and needs no copy of its input patches.
+// pixels outside the image), and needs no copy of its input patches
+// (but of an image's, whose 3 channels are too few: conv.cpp).
 //
 // The factors may be numbers or pairs of bfloat16 numbers (simd::Bf16Pair), of which a step adds both
 // products to a float: with AVX512_BF16 in one instruction, at the rate of the other, so twice as fast.

@@ -401,7 +401,7 @@ void CpuBackend::softmax(ConstView x, View out) {
     using T = decltype(zero);
     using V = simd::Vec<T>;
     constexpr int64_t kLanes = simd::kLanes<T>;
-    parallel_for(rows, 16384 / std::max<int64_t>(columns, 1) + 1, [&](int64_t begin, int64_t end) {
+    parallel_for(rows, kGrain / std::max<int64_t>(columns, 1) + 1, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const T* from = x.as<T>() + row * columns;
         T* to = out.as<T>() + row * columns;
@@ -429,7 +429,7 @@ void CpuBackend::softmax_backward(ConstView y, ConstView dout, View dx) {
     using T = decltype(zero);
     using V = simd::Vec<T>;
     constexpr int64_t kLanes = simd::kLanes<T>;
-    parallel_for(rows, 16384 / std::max<int64_t>(columns, 1) + 1, [&](int64_t begin, int64_t end) {
+    parallel_for(rows, kGrain / std::max<int64_t>(columns, 1) + 1, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const T *weights = y.as<T>() + row * columns, *gradient = dout.as<T>() + row * columns;
         T* to = dx.as<T>() + row * columns;

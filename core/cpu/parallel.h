@@ -46,6 +46,9 @@ class FirstException {
   std::exception_ptr exception_;
 };
 
+/// Elements that repay waking a thread, where each takes a few instructions.
+inline constexpr int64_t kGrain = 16384;
+
 /// Calls body(begin, end) for ranges that cover [0, n), on all threads. The ranges depend on the
 /// number of threads: body may compute each index on its own only, never combine across indices.
 /// Work of fewer than `grain` indices stays on one thread (starting a team costs about 5 us).

@@ -89,7 +89,7 @@ void reduce_middle(const In* x, int64_t A, int64_t R, int64_t B, Out* out) {
   std::vector<double> partial(static_cast<size_t>(A * chunks * B), identity<op, double>());
 
   const int64_t cost = std::min(R, rows) * width;
-  parallel_for(A * chunks * panels, 16384 / (cost + 1) + 1, [&](int64_t begin, int64_t end) {
+  parallel_for(A * chunks * panels, kGrain / (cost + 1) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t panel = task % panels, chunk = task / panels % chunks,
                     a = task / panels / chunks;
@@ -104,7 +104,7 @@ void reduce_middle(const In* x, int64_t A, int64_t R, int64_t B, Out* out) {
       }
     }
   });
-  parallel_for(A * B, 16384 / chunks + 1, [&](int64_t begin, int64_t end) {
+  parallel_for(A * B, kGrain / chunks + 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const double* from = partial.data() + i / B * chunks * B + i % B;
       double result = from[0];

@@ -9,8 +9,6 @@
 namespace mutilde {
 namespace {
 
-constexpr int64_t kGrain = 16384;  // elements that repay waking a thread
-
 /// A sample between two entries of an axis: (1 - weight) * x[low] + weight * x[high].
 struct Sample {
   int64_t low, high;
