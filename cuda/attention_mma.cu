@@ -98,6 +98,7 @@ template <int W>
 using Factor = uint32_t[W / 16][4];  // a thread's part of 16 rows
 template <int columns>
 using Sums = float[columns / 8][4];  // a thread's part of 16 x columns
+// (In lambdas nvcc 12 does not compile Sums<kColumns> of a local kColumns, so Logits stands for it below.)
 
 __device__ inline int lane() { return threadIdx.x % 32; }
 __device__ inline int first_row_of_warp() { return static_cast<int>(threadIdx.x) / 32 * kWarpRows; }
@@ -340,11 +341,12 @@ __global__ void __launch_bounds__(kThreads, blocks_of(W, 4))
   __syncthreads();  // all have their own rows: the second stage is free
 
   constexpr int kColumns = kLogits<W>;
+  using Logits = Sums<kLogits<W>>;
   const float scale = s.scale * kLog2E;
   Sums<W> dq = {};
   for_tiles(s.positions, load, [&](int first, int stage) {
     for (int part = 0; part < kTileRows; part += kColumns) {
-      Sums<kColumns> logits, dweights;
+      Logits logits, dweights;
       dots<kColumns>(q, shared.others[stage][0], part, logits);
       dots<kColumns>(own_dout, shared.others[stage][1], part, dweights);
       mask<kColumns>(logits, s.positions - first - part);
@@ -382,12 +384,13 @@ __global__ void __launch_bounds__(kThreads, blocks_of(W, 3))
   __syncthreads();  // all have their own rows: the second stage is free
 
   constexpr int kColumns = kLogits<W>;
+  using Logits = Sums<kLogits<W>>;
   const float scale = s.scale * kLog2E;
   Sums<W> dk = {}, dv = {};
   for_tiles(s.positions, load, [&](int, int stage) {
     // A query that does not exist has zeros for q, dout, log_sum_exp and delta, and so adds nothing.
     for (int part = 0; part < kTileRows; part += kColumns) {
-      Sums<kColumns> weights, dlogits;
+      Logits weights, dlogits;
       dots<kColumns>(k, shared.others[stage][0], part, weights);
       dots<kColumns>(v, shared.others[stage][1], part, dlogits);
       for (int j = 0; j < kColumns / 8; ++j) {

@@ -124,23 +124,6 @@ struct WeightByInput {
   __device__ T at(int c, int64_t inner) const { return weight[inner + c]; }
 };
 
-/// dout with zeros between its pixels, for a convolution of stride 1. i counts packs of 8 channels of out, whose
-/// type does not matter here.
-struct Dilate {
-  const Pack<uint16_t, 8>* dout;
-  Pack<uint16_t, 8>* out;
-  ConvSizes s;
-  int H, W;  // of out
-  __device__ void operator()(int64_t i) const {
-    const int packs = s.C_out / 8, w = i / packs % W, h = i / packs / W % H;
-    const int64_t n = i / packs / W / H;
-    Pack<uint16_t, 8> pack{};
-    if (h % s.stride == 0 && w % s.stride == 0)
-      pack = dout[((n * s.H_out + h / s.stride) * s.W_out + w / s.stride) * packs + i % packs];
-    out[i] = pack;
-  }
-};
-
 /// Hopper's copy engine wants rows that are multiples of 16 bytes. Zeros make them so, of images (3 channels)
 /// and of what becomes one again.
 int padded(int channels) { return ceil_div(channels, 8) * 8; }
@@ -212,18 +195,8 @@ void CudaBackend::conv2d_backward_input(ConstView dout, ConstView weight, Conv2d
           using E = decltype(zero_factor);
           const Shortened<E> short_dout(*this, dout, int64_t{N} * s.H_out * s.W_out, p.C_out);
           const Shortened<E> short_weight(*this, weight, int64_t{p.C_out} * s.kH * s.kW, s.C);
-          if (s.stride == 1) {
-            return conv2d_backward_input_wgmma(p, N, short_dout.data(), short_weight.data(),
-                                               dx.as<T>(), nullptr);
-          }
-          const int H = dilated(s.H_out, s.stride), W = dilated(s.W_out, s.stride);
-          const int64_t packs = int64_t{N} * H * W * p.C_out / 8;
-          const Buffer<Pack<uint16_t, 8>> wide(*this, packs);
-          launch_for_each(packs,
-                          Dilate{reinterpret_cast<const Pack<uint16_t, 8>*>(short_dout.data()),
-                                 wide.data(), p, H, W});
-          conv2d_backward_input_wgmma(p, N, reinterpret_cast<const E*>(wide.data()),
-                                      short_weight.data(), dx.as<T>(), nullptr);
+          conv2d_backward_input_wgmma(p, N, short_dout.data(), short_weight.data(), dx.as<T>(),
+                                      nullptr);
         });
       }
     }

@@ -7,9 +7,13 @@
 // stride 2 it takes every other pixel. Where the box leaves the image, in the padding or beyond the last
 // pixel, it brings zeros: no index is computed, no border is a case.
 //
-// The gradient of the input with stride 1 is a convolution too, of dout with the weight turned by half a
-// turn: tap by tap from the last to the first, with c_out as k. The weight lies there as it is, which makes
-// its rows in memory run along the columns. With stride 2 the caller puts zeros between the pixels of dout.
+// In the gradient of the input the rows are input pixels, k are taps and c_out, and what is shifted is a box of
+// dout: pixel h of x met output pixel h_out by tap kh where h + padding - kh = h_out stride. With stride 2 that
+// has a solution for every other kh only, the even or the odd ones, as h + padding is. So there are four kinds of
+// pixels, of even and odd h and w, each the convolution with a part of the taps; pixels of a kind are one apart
+// in dout, and the result goes to every other pixel of dx. (Zeros between the pixels of dout would make it one
+// convolution, of four times the work.) The weight lies there as it is, which makes its rows in memory run
+// along the columns.
 //
 // In the gradient of the weight the pixels are the k, 64 in a box; rows are c_out, columns the 64 c at a time
 // of all taps. Both factors lie along their outers then. There are few tiles of results and many pixels, so
@@ -24,68 +28,94 @@ namespace {
 
 using namespace hopper;
 
-/// Output pixels that are copied at once, n h w of them, and where box i of all begins.
-struct Box {
+/// How many pixels: those of a product, or the box of them that is copied at once. Or which one.
+struct Pixels {
   int n, h, w;
 };
 
-__host__ __device__ int boxes(const ConvSizes& s, int N, const Box& box) {
-  return ceil_div(s.W_out, box.w) * ceil_div(s.H_out, box.h) * ceil_div(N, box.n);
+__host__ __device__ int boxes(const Pixels& all, const Pixels& box) {
+  return ceil_div(all.w, box.w) * ceil_div(all.h, box.h) * ceil_div(all.n, box.n);
 }
 
-__device__ Box begin_of(int i, const ConvSizes& s, const Box& box) {
-  const int boxes_w = ceil_div(s.W_out, box.w), boxes_h = ceil_div(s.H_out, box.h);
+/// Where box i begins.
+__device__ Pixels begin_of(int i, const Pixels& all, const Pixels& box) {
+  const int boxes_w = ceil_div(all.w, box.w), boxes_h = ceil_div(all.h, box.h);
   return {i / boxes_w / boxes_h * box.n, i / boxes_w % boxes_h * box.h, i % boxes_w * box.w};
 }
 
-/// Of x, the pixels that a tap meets where the output's are the box that begins there.
-__device__ void copy_patches(const CUtensorMap& x, const ConvSizes& s, const Box& begin, int tap,
-                             int c, void* tile, uint64_t* full) {
-  copy_tile(x, begin.n, begin.h * s.stride + tap / s.kW - s.padding,
-            begin.w * s.stride + tap % s.kW - s.padding, c, tile, full);
+/// Along h or w: which taps a pixel of the product meets, and where. Pixel i meets in the factor, by the j-th of
+/// `count` taps, which is tap first + j * step, pixel i * scale + offset + j * direction.
+struct Side {
+  int first, step, count, scale, offset, direction;
+  __device__ int tap(int j) const { return first + j * step; }
+  __device__ int met(int i, int j) const { return i * scale + offset + j * direction; }
+};
+
+/// For the input pixels i * stride + phase, or forward (phase 0) for output pixels.
+template <bool of_input>
+__device__ Side side(int taps, int stride, int padding, int phase) {
+  if constexpr (!of_input) {
+    return {0, 1, taps, stride, -padding, 1};
+  } else {
+    const int first = (phase + padding) % stride;
+    return {first,
+            stride,
+            ceil_div(max(taps - first, 0), stride),
+            1,
+            (phase + padding - first) / stride,
+            -1};
+  }
 }
 
-/// `turned`: the gradient of the input, with s that of the convolution of dout.
-template <class Tile, bool turned, class Out>
+/// of_input: the gradient of the input, where x is dout and out is dx. all: of one kind, which is z of the grid.
+template <class Tile, bool of_input, class Out>
 __global__ void __launch_bounds__(kThreads, Tile::kBlocks)
-    conv(ConvSizes s, int N, Box box, const __grid_constant__ CUtensorMap x,
+    conv(ConvSizes s, Pixels all, Pixels box, const __grid_constant__ CUtensorMap x,
          const __grid_constant__ CUtensorMap weight, const float* __restrict__ bias,
          const Out* __restrict__ residual, Out* __restrict__ out) {
   auto& shared = Tile::shared_memory();
-  const Box begin = begin_of(blockIdx.x, s, box);
-  const int c_out = blockIdx.y * Tile::kColumns, taps = s.kH * s.kW;
-  const int steps_c = ceil_div(s.C, kDepth), steps = taps * steps_c;
-  const int group = threadIdx.x / kGroup;
+  const Pixels begin = begin_of(blockIdx.x, all, box);
+  const int columns = of_input ? s.C : s.C_out, first_column = blockIdx.y * Tile::kColumns;
+  const int phase_h = of_input ? blockIdx.z / s.stride : 0;
+  const int phase_w = of_input ? blockIdx.z % s.stride : 0;
+  const Side side_h = side<of_input>(s.kH, s.stride, s.padding, phase_h);
+  const Side side_w = side<of_input>(s.kW, s.stride, s.padding, phase_w);
+  const int steps_c = ceil_div(of_input ? s.C_out : s.C, kDepth);
+  const int steps = side_h.count * side_w.count * steps_c, group = threadIdx.x / kGroup;
   if (threadIdx.x == 0) init_barriers(shared);
   __syncthreads();
 
   if (group == kGroups) {
     if (threadIdx.x % 32 != 0) return;
     return produce<Tile>(shared, steps, [&](int step, typename Tile::Stage& stage, uint64_t* full) {
-      const int tap = step / steps_c, c = step % steps_c * kDepth;
-      copy_patches(x, s, begin, tap, c, stage.a, full);
-      if constexpr (turned) {
+      const int c = step % steps_c * kDepth, j_h = step / steps_c / side_w.count,
+                j_w = step / steps_c % side_w.count;
+      const int tap = side_h.tap(j_h) * s.kW + side_w.tap(j_w);
+      copy_tile(x, begin.n, side_h.met(begin.h, j_h), side_w.met(begin.w, j_w), c, stage.a, full);
+      if constexpr (of_input) {
         for (int half = 0; half < Tile::kColumns / 64; ++half) {
-          copy_tile(weight, c, taps - 1 - tap, c_out + half * 64, stage.b + half * kBlockTile,
-                    full);
+          copy_tile(weight, c, tap, first_column + half * 64, stage.b + half * kBlockTile, full);
         }
       } else {
-        copy_tile(weight, c_out, tap, c, stage.b, full);
+        copy_tile(weight, first_column, tap, c, stage.b, full);
       }
     });
   }
   typename Tile::Sums sums = {};
-  consume<Tile, Layout::kAlongK, turned ? Layout::kAlongOuter : Layout::kAlongK>(shared, group,
-                                                                                 steps, sums);
+  consume<Tile, Layout::kAlongK, of_input ? Layout::kAlongOuter : Layout::kAlongK>(shared, group,
+                                                                                   steps, sums);
+  const int H = of_input ? s.H : s.H_out, W = of_input ? s.W : s.W_out;
+  const int apart = of_input ? s.stride : 1;
   const auto at = [&](int row, int tile_column) -> int64_t {
-    const int w = begin.w + row % box.w, h = begin.h + row / box.w % box.h;
-    const int n = begin.n + row / box.w / box.h, column = c_out + tile_column;
-    if (w >= s.W_out || h >= s.H_out || n >= N || column >= s.C_out) return -1;
-    return ((int64_t{n} * s.H_out + h) * s.W_out + w) * s.C_out + column;
+    const int w = (begin.w + row % box.w) * apart + phase_w;
+    const int h = (begin.h + row / box.w % box.h) * apart + phase_h;
+    const int n = begin.n + row / box.w / box.h, column = first_column + tile_column;
+    if (w >= W || h >= H || n >= all.n || column >= columns) return -1;
+    return ((int64_t{n} * H + h) * W + w) * columns + column;
   };
   store_sums<Tile>(group, sums, out, residual, at, [&](int tile_column) {
-    const int column = c_out + tile_column;
-    if (bias == nullptr || column >= s.C_out) return make_float2(0, 0);
+    const int column = first_column + tile_column;
+    if (bias == nullptr || column >= columns) return make_float2(0, 0);
     return make_float2(bias[column], bias[column + 1]);
   });
 }
@@ -99,7 +129,7 @@ __host__ __device__ int pieces(const ConvSizes& s) { return s.kH * s.kW * ceil_d
 
 template <class E>
 __global__ void __launch_bounds__(kThreads)
-    conv_backward_weight(ConvSizes s, int N, Box box, int chunk,
+    conv_backward_weight(ConvSizes s, Pixels all, Pixels box, int chunk,
                          const __grid_constant__ CUtensorMap x,
                          const __grid_constant__ CUtensorMap dout, float* __restrict__ partial) {
   using WeightTile = WeightTileOf<E>;
@@ -108,7 +138,7 @@ __global__ void __launch_bounds__(kThreads)
   const int pieces_c = ceil_div(s.C, 64), taps = s.kH * s.kW;
   const int c_out = blockIdx.x * WeightTile::kRows, first_piece = blockIdx.y * kPieces;
   const int group = threadIdx.x / kGroup;
-  const int first = blockIdx.z * chunk, steps = min(boxes(s, N, box) - first, chunk);
+  const int first = blockIdx.z * chunk, steps = min(boxes(all, box) - first, chunk);
   if (threadIdx.x == 0) init_barriers(shared);
   __syncthreads();
 
@@ -116,15 +146,17 @@ __global__ void __launch_bounds__(kThreads)
     if (threadIdx.x % 32 != 0) return;
     return produce<WeightTile>(
         shared, steps, [&](int step, typename WeightTile::Stage& stage, uint64_t* full) {
-          const Box begin = begin_of(first + step, s, box);
+          const Pixels begin = begin_of(first + step, all, box);
           for (int half = 0; half < WeightTile::kRows / 64; ++half) {
             copy_tile(dout, begin.n, begin.h, begin.w, c_out + half * 64,
                       stage.a + half * kBlockTile, full);
           }
           for (int i = 0; i < kPieces; ++i) {  // those beyond the last tap are not stored
             const int piece = min(first_piece + i, pieces(s) - 1);
-            copy_patches(x, s, begin, piece / pieces_c, piece % pieces_c * 64,
-                         stage.b + i * kBlockTile, full);
+            const int tap = piece / pieces_c;
+            copy_tile(x, begin.n, begin.h * s.stride + tap / s.kW - s.padding,
+                      begin.w * s.stride + tap % s.kW - s.padding, piece % pieces_c * 64,
+                      stage.b + i * kBlockTile, full);
           }
         });
   }
@@ -139,16 +171,15 @@ __global__ void __launch_bounds__(kThreads)
   store_sums<WeightTile>(group, sums, partial, nullptr, at, no_bias);
 }
 
-/// A side of what the copy engine copies spans 256 pixels at most.
-Box box_of(int pixels, const ConvSizes& s) {
-  const int w = std::min({int(std::bit_ceil(unsigned(s.W_out))), pixels, 256 / s.stride});
-  const int h = std::min({int(std::bit_ceil(unsigned(s.H_out))), pixels / w, 256 / s.stride});
+/// `pixels` of them, powers of two a side; the engine copies every `stride`-th of what spans 256 a side at most.
+Pixels box_of(int pixels, const Pixels& all, int stride) {
+  const int w = std::min({int(std::bit_ceil(unsigned(all.w))), pixels, 256 / stride});
+  const int h = std::min({int(std::bit_ceil(unsigned(all.h))), pixels / w, 256 / stride});
   return {pixels / w / h, h, w};
 }
 
-/// For boxes of output pixels, seen from the images [N, H, W, C] whose every `stride`-th pixel they meet.
 template <class E>
-CUtensorMap images_map(const E* images, int N, int H, int W, int C, const Box& box, int stride) {
+CUtensorMap images_map(const E* images, int N, int H, int W, int C, const Pixels& box, int stride) {
   const auto step = cuuint32_t(stride);
   return tensor_map<4>(images, {cuuint64_t(C), cuuint64_t(W), cuuint64_t(H), cuuint64_t(N)},
                        {64, box.w * step, box.h * step, cuuint32_t(box.n)}, {1, step, step, 1});
@@ -160,47 +191,43 @@ CUtensorMap weight_map(const E* weight, int C_out, int taps, int C, int box_c_ou
                        {64, 1, cuuint32_t(box_c_out)}, {1, 1, 1});
 }
 
-template <class Tile, bool turned, class E, class Out>
-void launch_conv(const ConvSizes& s, int N, const E* x, const E* weight, const float* bias,
-                 const Out* residual, Out* out, cudaStream_t stream) {
-  const Box box = box_of(Tile::kRows, s);
-  const int taps = s.kH * s.kW;
-  launch<conv<Tile, turned, Out>>(
-      {.grid = {unsigned(boxes(s, N, box)), unsigned(ceil_div(s.C_out, Tile::kColumns))},
-       .block = kThreads,
-       .shared_bytes = Tile::kSharedBytes,
-       .stream = stream},
-      s, N, box, images_map(x, N, s.H, s.W, s.C, box, s.stride),
-      turned ? weight_map(weight, s.C, taps, s.C_out, 64)
-             : weight_map(weight, s.C_out, taps, s.C, Tile::kColumns),
-      bias, residual, out);
+Pixels output_pixels(const ConvSizes& s, int N) { return {N, s.H_out, s.W_out}; }
+/// Of each kind, rounded up.
+Pixels input_pixels(const ConvSizes& s, int N) {
+  return {N, ceil_div(s.H, s.stride), ceil_div(s.W, s.stride)};
 }
 
 /// The largest tiles of which there are enough for all multiprocessors. (What a tile's size does not change is
-/// any sum.)
-template <bool turned, class E, class Out>
-void launch_best_conv(const ConvSizes& s, int N, const E* x, const E* weight, const float* bias,
-                      const Out* residual, Out* out, cudaStream_t stream) {
-  const int enough = ceil_div(multiprocessors() * 9, 10);
-  const auto tiles = [&](int rows, int columns) {
-    return boxes(s, N, box_of(rows, s)) * ceil_div(s.C_out, columns);
-  };
+/// any sum.) of_input as for the kernel.
+template <bool of_input, class E, class Out>
+void launch_conv(const ConvSizes& s, int N, const E* x, const E* weight, const float* bias,
+                 const Out* residual, Out* out, cudaStream_t stream) {
+  const Pixels all = of_input ? input_pixels(s, N) : output_pixels(s, N);
+  const int columns = of_input ? s.C : s.C_out, kinds = of_input ? s.stride * s.stride : 1;
+  const int taps = s.kH * s.kW, stride = of_input ? 1 : s.stride;
   const auto launch_as = [&]<class Tile>(Tile) {
-    launch_conv<Tile, turned>(s, N, x, weight, bias, residual, out, stream);
+    const Pixels box = box_of(Tile::kRows, all, stride);
+    launch<conv<Tile, of_input, Out>>(
+        {.grid = {unsigned(boxes(all, box)), unsigned(ceil_div(columns, Tile::kColumns)),
+                  unsigned(kinds)},
+         .block = kThreads,
+         .shared_bytes = Tile::kSharedBytes,
+         .stream = stream},
+        s, all, box,
+        of_input ? images_map(x, N, s.H_out, s.W_out, s.C_out, box, stride)
+                 : images_map(x, N, s.H, s.W, s.C, box, stride),
+        weight_map(weight, s.C_out, taps, s.C, of_input ? 64 : Tile::kColumns), bias, residual,
+        out);
   };
-  const bool fits_wide = ceil_div(s.C_out, 128) % 2 == 0;
+  const int enough = ceil_div(multiprocessors() * 9, 10);
+  const auto tiles = [&](int rows, int tile_columns) {
+    return boxes(all, box_of(rows, all, stride)) * ceil_div(columns, tile_columns) * kinds;
+  };
+  const bool fits_wide = ceil_div(columns, 128) % 2 == 0;
   if (fits_wide && tiles(128, 256) >= enough) return launch_as(Blocking<E, 1, 2>{});
   if (tiles(256, 128) >= enough) return launch_as(Blocking<E, 2, 1>{});
   if (tiles(128, 128) > multiprocessors()) return launch_as(Blocking<E, 1, 1>{});
   launch_as(Blocking<E, 1, 1, true>{});
-}
-
-/// The convolution of dout that is the gradient of the input, dout with zeros between its pixels. Its
-/// padding is what the kernel reaches beyond the other's.
-ConvSizes turned(const ConvSizes& s) {
-  return {
-      dilated(s.H_out, s.stride), dilated(s.W_out, s.stride), s.C_out, s.H, s.W, s.C, s.kH, s.kW, 1,
-      s.kH - 1 - s.padding};
 }
 
 /// Tiles of results for the 132 multiprocessors of an H100 or H200, once or twice, and no chunk that is not worth
@@ -210,7 +237,8 @@ int boxes_of_chunk(const ConvSizes& s, int N) {
   const int tiles = ceil_div(s.C_out, kWeightRows) * ceil_div(pieces(s), kPieces);
   const int once = kBlocks / tiles, twice = 2 * kBlocks / tiles;
   const int wanted = 10 * once * tiles >= 9 * kBlocks ? once : twice;
-  const int n = boxes(s, N, box_of(kDepth, s));
+  const Pixels all = output_pixels(s, N);
+  const int n = boxes(all, box_of(kDepth, all, s.stride));
   return ceil_div(n, std::max(1, std::min(wanted, n / kLeastChunk)));
 }
 
@@ -220,32 +248,33 @@ template <class E, class Out>
 void conv2d_wgmma(const ConvSizes& s, int N, const E* x, const E* weight, const float* bias,
                   const Out* residual, Out* out, cudaStream_t stream) {
   require("conv2d_wgmma", conv2d_wgmma_takes(s, sizeof(Out) == 2));
-  launch_best_conv<false>(s, N, x, weight, bias, residual, out, stream);
+  launch_conv<false>(s, N, x, weight, bias, residual, out, stream);
 }
 
 template <class E, class Out>
 void conv2d_backward_input_wgmma(const ConvSizes& s, int N, const E* dout, const E* weight, Out* dx,
                                  cudaStream_t stream) {
   require("conv2d_backward_input_wgmma", conv2d_backward_wgmma_takes(s));
-  launch_best_conv<true, E, Out>(turned(s), N, dout, weight, nullptr, nullptr, dx, stream);
+  launch_conv<true, E, Out>(s, N, dout, weight, nullptr, nullptr, dx, stream);
 }
 
 int conv2d_backward_weight_chunks(const ConvSizes& s, int N) {
-  return ceil_div(boxes(s, N, box_of(kDepth, s)), boxes_of_chunk(s, N));
+  const Pixels all = output_pixels(s, N);
+  return ceil_div(boxes(all, box_of(kDepth, all, s.stride)), boxes_of_chunk(s, N));
 }
 
 template <class E>
 void conv2d_backward_weight_wgmma(const ConvSizes& s, int N, const E* x, const E* dout,
                                   float* partial, cudaStream_t stream) {
   require("conv2d_backward_weight_wgmma", conv2d_backward_wgmma_takes(s));
-  const Box box = box_of(kDepth, s);
+  const Pixels all = output_pixels(s, N), box = box_of(kDepth, all, s.stride);
   launch<conv_backward_weight<E>>(
       {.grid = {unsigned(ceil_div(s.C_out, kWeightRows)), unsigned(ceil_div(pieces(s), kPieces)),
                 unsigned(conv2d_backward_weight_chunks(s, N))},
        .block = kThreads,
        .shared_bytes = WeightTileOf<E>::kSharedBytes,
        .stream = stream},
-      s, N, box, boxes_of_chunk(s, N), images_map(x, N, s.H, s.W, s.C, box, s.stride),
+      s, all, box, boxes_of_chunk(s, N), images_map(x, N, s.H, s.W, s.C, box, s.stride),
       images_map(dout, N, s.H_out, s.W_out, s.C_out, box, 1), partial);
 }
 

@@ -35,15 +35,10 @@ template <class E, class Out>
 void conv2d_wgmma(const ConvSizes& s, int N, const E* x, const E* weight, const float* bias,
                   const Out* residual, Out* out, cudaStream_t stream);
 
-/// The pixels along a side of dout with stride - 1 zeros between its `size`.
-inline int dilated(int size, int stride) { return (size - 1) * stride + 1; }
-
 /// Both gradients.
 inline bool conv2d_backward_wgmma_takes(const ConvSizes& s) {
-  return s.C > 0 && s.C_out > 0 && s.C % 8 == 0 && s.C_out % 8 == 0 && s.stride <= 2 &&
-         s.kH == s.kW && s.padding < s.kH;
+  return s.C > 0 && s.C_out > 0 && s.C % 8 == 0 && s.C_out % 8 == 0 && s.stride <= 2;
 }
-/// dout: [N, dilated(H_out), dilated(W_out), C_out], with those zeros.
 template <class E, class Out>
 void conv2d_backward_input_wgmma(const ConvSizes& s, int N, const E* dout, const E* weight, Out* dx,
                                  cudaStream_t stream);

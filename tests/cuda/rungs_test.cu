@@ -311,8 +311,12 @@ INSTANTIATE_TEST_SUITE_P(
         Convolution{{1, 3, 150, 8}, {16, 3, 3, 8}, {1, 3, 150, 16}, {1, 1}},    // wider than a tile
         Convolution{
             {2, 6, 6, 3}, {6, 3, 3, 3}, {2, 4, 4, 6}, {1, 0}},  // channels of zeros fill rows
-        // And those of dout, with its zeros between.
+        // And those of dout, of every other pixel.
         Convolution{{2, 5, 7, 16}, {6, 3, 3, 16}, {2, 3, 4, 6}, {2, 1}},
+        // Of the four kinds of input pixels one alone meets the tap.
+        Convolution{{2, 6, 5, 16}, {8, 1, 1, 16}, {2, 3, 3, 8}, {2, 0}},
+        // No square, with an even size, and a padding that is a kernel's height.
+        Convolution{{2, 6, 7, 8}, {8, 2, 5, 8}, {2, 5, 4, 8}, {2, 2}},
         // A column, of every other pixel.
         Convolution{{3, 300, 1, 8}, {8, 3, 3, 8}, {3, 150, 1, 8}, {2, 1}},
         // Enough tiles of 256 pixels, and of 256 channels, for the multiprocessors of the emulation.
