@@ -1,13 +1,12 @@
 // The ladder on this machine's GPU: TFLOP/s of each rung on a matrix product and on a convolution and
-// its gradients, and a step of training of each preset. scripts/gpu_check.sh runs it. With --layers: the
-// convolutions of the cifar preset. With --precision fp16: float16 in place of bfloat16.
+// its gradients, and a step of training of each preset. scripts/gpu_check.sh runs it.
 #include <algorithm>
 #include <chrono>
 #include <functional>
 #include <string>
-#include <string_view>
 #include <vector>
 
+#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
 #include "cuda/cuda_backend.h"
@@ -205,29 +204,24 @@ void measure_all(const Short& type) {
 }  // namespace mutilde::bench
 
 int main(int count, char** arguments) {
-  const mutilde::CudaDevices gpus = mutilde::use_cuda();
+  using namespace mutilde;
+  CLI::App command("The ladder and steps of training on this machine's GPU");
+  bool layers = false;
+  command.add_flag("--layers", layers, "The convolutions of the cifar preset instead");
+  bench::Short type{Precision::kBfloat16, DType::kBFloat16};
+  command
+      .add_option_function<std::string>(
+          "--precision",
+          [&](const std::string& name) {
+            if (name == "fp16") type = {Precision::kFloat16, DType::kFloat16};
+          },
+          "The short type that is measured")
+      ->check(CLI::IsMember({"bf16", "fp16"}));
+  CLI11_PARSE(command, count, arguments);
+  const CudaDevices gpus = use_cuda();
   if (gpus.count == 0) {
     fmt::print(stderr, "cuda_bench: {}\n", gpus.why_none);
     return 1;
   }
-  mutilde::bench::Short type{mutilde::Precision::kBfloat16, mutilde::DType::kBFloat16};
-  bool layers = false;
-  for (int i = 1; i < count; ++i) {
-    const std::string_view argument = arguments[i];
-    const std::string_view next = i + 1 < count ? arguments[i + 1] : "";
-    if (argument == "--layers") {
-      layers = true;
-    } else if (argument == "--precision" && (next == "bf16" || next == "fp16")) {
-      if (next == "fp16") type = {mutilde::Precision::kFloat16, mutilde::DType::kFloat16};
-      ++i;
-    } else {
-      fmt::print(stderr, "usage: cuda_bench [--layers] [--precision bf16|fp16]\n");
-      return 2;
-    }
-  }
-  if (layers) {
-    mutilde::bench::measure_layers(type);
-  } else {
-    mutilde::bench::measure_all(type);
-  }
+  layers ? bench::measure_layers(type) : bench::measure_all(type);
 }

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what is missing, checks format and names, builds, and runs every test.
-#   scripts/test.sh           release by g++, the kernels' tests on each instruction set, then by clang
-#                             asan (address + undefined) and tsan (the tests with threads)
+#   scripts/test.sh           release by g++, the kernels' tests on each instruction set, for GPUs where there is
+#                             nvcc (that it compiles), then by clang asan (address + undefined) and tsan (the
+#                             tests with threads)
 #   scripts/test.sh --quick   format, names and release only
 set -euo pipefail
 
@@ -95,6 +96,10 @@ test_preset() {  # test_preset PRESET FLAG...
   return "$status"
 }
 
+nvcc_release() {  # of CUDA: 13; 0 where there is none
+  PATH="$PATH:/usr/local/cuda/bin" nvcc --version 2>/dev/null | sed -n 's/.*release \([0-9]*\)\..*/\1/p' || echo 0
+}
+
 stage "dependencies" scripts/install_deps.sh
 # Objects built for this machine's instruction set must not come out of another machine's cache.
 CCACHE_NAMESPACE="mutilde-$(g++ -march=native -Q --help=target 2>/dev/null | sha256sum | cut -c 1-12)"
@@ -108,6 +113,11 @@ stage "release tests" test_preset release
 if ! $quick; then
   stage "portable build" build portable --target core_tests
   stage "portable tests" test_preset portable -L '^isa$'
+  if (("$(nvcc_release)" >= 12)); then
+    stage "nvcc build" build nvcc
+  else
+    summary+=("nvcc build       left out: no nvcc of CUDA 12 or later")
+  fi
   stage "asan build" build asan
   stage "asan tests" test_preset asan
   stage "tsan build" build tsan

@@ -11,8 +11,8 @@
 // hide behind the arithmetic (6 cycles), and 12 independent chains cover the latency of 4. AVX-512
 // has 32 registers: 12 rows x 32 floats.
 //
-// b is read in order, best from a packed panel [k][kTileColumns], where one step is one cache line
-// that is prefetched 8 steps ahead: a panel may live in L2. a is read through a pointer for each
+// b is read in order, best from a packed panel [k][kTileColumns], where one step is a cache line, or
+// with AVX-512 two, that is prefetched 8 steps ahead: a panel may live in L2. a is read through a pointer for each
 // row. The walk is cut into runs, and each run brings its own pointers: that is how a convolution
 // reads the input where it lies, one run for each kernel tap (with a row of zeros standing in for
 // pixels outside the image), and needs no copy of its input patches

@@ -83,7 +83,8 @@ std::vector<Device> devices();
 
 /// Float64 values in [low, high), a function of the shape and the seed alone.
 Tensor uniform(const Shape& shape, double low = -2, double high = 2, uint64_t seed = 1);
-/// The same, at least 0.05 away from each kink.
+/// The same, at least 0.05 away from each kink: a number where the function jumps or has a corner, so that no finite
+/// difference is its derivative.
 Tensor uniform_off(const std::vector<double>& kinks, const Shape& shape, double low = -2,
                    double high = 2, uint64_t seed = 1);
 /// Shuffled multiples of 0.1: no two elements are equal or near.
