@@ -20,7 +20,8 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 VARIANTS = {"eager": [], "channels_last": ["--channels_last"], "compiled": ["--compile"]}
-GPU_VARIANTS = {"channels_last": ["--channels_last"], "compiled": ["--channels_last", "--compile"]}
+GPU_VARIANTS = {"channels_last": ["--channels_last"], "compiled": ["--channels_last", "--compile"],
+                "graphs": ["--channels_last", "--compile", "--graphs"]}
 GPU_BATCHES = {"small": 256, "medium": 128, "cifar": 128}
 
 
@@ -136,7 +137,8 @@ def main():
     parser.add_argument("--python", help="a Python with PyTorch; without it only ours is measured")
     parser.add_argument("--presets", default="small,medium,cifar")
     parser.add_argument("--modes", default="train,sample")
-    parser.add_argument("--variants", help="of the peer (default: all)")
+    parser.add_argument("--variants", help="of the peer (default: all; on a GPU all but graphs, which compile as long "
+                        "again and keep memory of their own)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of both sides")
     parser.add_argument("--when", metavar="FILE", help="with --device cuda: start the peers, which compile for "
                         "minutes, and then wait until this file exists")
@@ -147,7 +149,7 @@ def main():
     parser.add_argument("--json", metavar="FILE", help="write the rows as a JSON list")
     args = parser.parse_args()
     args.known_variants = GPU_VARIANTS if args.device == "cuda" else VARIANTS
-    args.variants = args.variants or ",".join(args.known_variants)
+    args.variants = args.variants or ",".join(name for name in args.known_variants if name != "graphs")
     unknown = set(args.variants.split(",")) - set(args.known_variants)
     if unknown:
         parser.error(f"--variants: {', '.join(sorted(unknown))} given, {', '.join(args.known_variants)} are known")

@@ -257,7 +257,8 @@ class Bench:
         self.x = torch.randn(shape, device=self.device).contiguous(memory_format=layout)
         self.noise = torch.randn(shape, device=self.device).contiguous(memory_format=layout)
         self.t = torch.randint(DIFFUSION_STEPS, (batch_size,), device=self.device)
-        self.forward = torch.compile(net) if args.compile else net
+        mode_of_compile = "reduce-overhead" if args.graphs else "default"
+        self.forward = torch.compile(net, mode=mode_of_compile) if args.compile else net
 
         if mode == "train":
             self.ema = [p.detach().clone() for p in self.parameters]
@@ -352,7 +353,7 @@ def measure(args, mode):
     restarted = restart_peak()
     times = serve(bench) if args.serve else [bench.timed() for _ in range(args.steps)]
     after = peak_mb()
-    variant = ["compiled" if args.compile else "eager"]
+    variant = ["compiled" if args.compile else "eager"] + ["graphs"] * args.graphs
     variant += ["channels_last"] * args.channels_last + [args.attention]
     row = dict(
         preset=args.preset, mode=mode, precision=args.precision, variant=",".join(variant),
@@ -375,6 +376,7 @@ def main():
     parser.add_argument("--preset", choices=PRESETS, default="small")
     parser.add_argument("--mode", choices=("train", "sample", "both"), default="both")
     parser.add_argument("--compile", action="store_true", help="run through torch.compile")
+    parser.add_argument("--graphs", action="store_true", help="with --compile: its mode that replays CUDA graphs")
     parser.add_argument("--channels_last", action="store_true")
     parser.add_argument("--attention", choices=("einsum", "sdpa"),
                         default="sdpa" if hasattr(F, "scaled_dot_product_attention") else "einsum")
