@@ -68,8 +68,9 @@ std::vector<NamedRung> rungs(const Short& type) {
   const std::string name = name_of(type.dtype);
   return {{"float32, plain", cuda::Rung::kPlain},
           {"float32, tiled", cuda::Rung::kTiled},
-          {"float32 rounded to tf32, wmma", cuda::Rung::kTensorCores},
-          {name + ", wmma", cuda::Rung::kTensorCores, type.precision, type.dtype},
+          {"float32 rounded to tf32, wmma", cuda::Rung::kWmma},
+          {name + ", wmma", cuda::Rung::kWmma, type.precision, type.dtype},
+          {name + ", mma", cuda::Rung::kMma, type.precision, type.dtype},
           {name + ", wgmma and TMA", cuda::Rung::kHopper, type.precision, type.dtype}};
 }
 

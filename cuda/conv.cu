@@ -11,9 +11,10 @@
 //
 // So a convolution climbs the ladder with the products, but for its plain rung: that is the
 // definition as loops (conv_plain.cu), and what tests hold the others to.
+#include "cuda/conv_operands.h"
 #include "cuda/conv_plain.h"
+#include "cuda/conv_short.h"
 #include "cuda/cuda_backend.h"
-#include "cuda/hopper/hopper.h"
 #include "cuda/product.h"
 
 namespace mutilde::cuda {
@@ -33,96 +34,6 @@ ConvSizes conv_sizes(const Shape& x, const Shape& weight, const Shape& out,
           size(geometry.stride),
           size(geometry.padding)};
 }
-
-/// Where a pixel's patch begins: its image, and its upper left corner.
-template <class T>
-struct Window {
-  const T* image;
-  int h, w;
-};
-
-/// One weight of a filter, by its number (kh kW + kw) channels + c.
-struct Tap {
-  int kh, kw, c;
-  Tap() = default;
-  __device__ Tap(int i, int kW, int channels)
-      : kh(i / channels / kW), kw(i / channels % kW), c(i % channels) {}
-};
-
-/// Element (pixel of the output, tap): what that weight is multiplied with.
-template <class T>
-struct Patches {
-  static constexpr bool kAlongK = true;
-  using Element = T;
-  const T* x;
-  ConvSizes s;
-
-  using Outer = Window<T>;
-  __device__ Window<T> outer(int, int pixel) const {
-    const int w = pixel % s.W_out, h = pixel / s.W_out % s.H_out, n = pixel / s.W_out / s.H_out;
-    return {x + int64_t{n} * s.H * s.W * s.C, h * s.stride - s.padding, w * s.stride - s.padding};
-  }
-  __device__ Tap inner(int k) const { return {k, s.kW, s.C}; }
-  __device__ Computed<T> at(const Window<T>& window, const Tap& tap) const {
-    const int h = window.h + tap.kh, w = window.w + tap.kw;
-    if (h < 0 || h >= s.H || w < 0 || w >= s.W) return 0;
-    return number(window.image[(int64_t{h} * s.W + w) * s.C + tap.c]);
-  }
-};
-
-/// The same with the pixels as k.
-template <class T>
-struct PatchesTransposed {
-  static constexpr bool kAlongK = false;
-  Patches<T> patches;
-
-  using Outer = Tap;
-  __device__ Tap outer(int, int k) const { return patches.inner(k); }
-  __device__ Window<T> inner(int pixel) const { return patches.outer(0, pixel); }
-  __device__ Computed<T> at(const Tap& tap, const Window<T>& window) const {
-    return patches.at(window, tap);
-  }
-};
-
-/// Element (pixel of the input, tap of an output channel): the gradient of the output that the
-/// weight made from this pixel, if there is one: not each pixel meets each weight where the stride
-/// is over 1.
-template <class T>
-struct GradientPatches {
-  static constexpr bool kAlongK = true;
-  using Element = T;
-  const T* dout;
-  ConvSizes s;
-
-  using Outer = Window<T>;
-  __device__ Window<T> outer(int, int pixel) const {
-    const int w = pixel % s.W, h = pixel / s.W % s.H, n = pixel / s.W / s.H;
-    return {dout + int64_t{n} * s.H_out * s.W_out * s.C_out, h + s.padding, w + s.padding};
-  }
-  __device__ Tap inner(int k) const { return {k, s.kW, s.C_out}; }
-  __device__ Computed<T> at(const Window<T>& window, const Tap& tap) const {
-    const int h = window.h - tap.kh, w = window.w - tap.kw;
-    if (h < 0 || w < 0 || h % s.stride != 0 || w % s.stride != 0) return 0;
-    const int h_out = h / s.stride, w_out = w / s.stride;
-    if (h_out >= s.H_out || w_out >= s.W_out) return 0;
-    return number(window.image[(int64_t{h_out} * s.W_out + w_out) * s.C_out + tap.c]);
-  }
-};
-
-/// Element (c, tap of an output channel) of weight: [C_out, kH, kW, C].
-template <class T>
-struct WeightByInput {
-  static constexpr bool kAlongK = false;
-  const T* weight;
-  ConvSizes s;
-
-  using Outer = int;
-  __device__ int outer(int, int c) const { return c; }
-  __device__ int64_t inner(int k) const {
-    return (int64_t{k % s.C_out} * s.kH * s.kW + k / s.C_out) * s.C;
-  }
-  __device__ T at(int c, int64_t inner) const { return weight[inner + c]; }
-};
 
 /// Hopper's copy engine wants rows that are multiples of 16 bytes. Zeros make them so, of images (3 channels)
 /// and of what becomes one again.
@@ -154,14 +65,14 @@ void CudaBackend::conv2d(ConstView x, ConstView weight, ConstView bias, ConstVie
     if constexpr (std::is_same_v<Weight, float>) {
       ConvSizes p = s;
       p.C = padded(s.C);
-      if (way.rung == Rung::kHopper && !is_empty(s, N) && conv2d_wgmma_takes(p, sizeof(T) == 2)) {
+      if (multiplies_short(way.rung) && !is_empty(s, N) && conv2d_wgmma_takes(p, sizeof(T) == 2)) {
         const bool adds = is_aligned(residual.data, 16);
         for_factors<T>(way, [&](auto zero_factor) {
           using E = decltype(zero_factor);
           const Shortened<E> short_x(*this, x, int64_t{N} * s.H * s.W, p.C);
           const Shortened<E> short_weight(*this, weight, int64_t{s.C_out} * s.kH * s.kW, p.C);
-          conv2d_wgmma(p, N, short_x.data(), short_weight.data(), bias.as<float>(),
-                       adds ? residual.as<T>() : nullptr, out.as<T>(), nullptr);
+          conv2d_short(way.rung, p, N, short_x.data(), short_weight.data(), bias.as<float>(),
+                       adds ? residual.as<T>() : nullptr, out.as<T>());
         });
         if (!adds) accumulate(residual, out);
         return;
@@ -190,13 +101,13 @@ void CudaBackend::conv2d_backward_input(ConstView dout, ConstView weight, Conv2d
     if constexpr (std::is_same_v<Weight, float>) {
       ConvSizes p = s;
       p.C_out = padded(s.C_out);
-      if (way.rung == Rung::kHopper && !is_empty(s, N) && conv2d_backward_wgmma_takes(p)) {
+      if (multiplies_short(way.rung) && !is_empty(s, N) && conv2d_backward_wgmma_takes(p)) {
         return for_factors<T>(way, [&](auto zero_factor) {
           using E = decltype(zero_factor);
           const Shortened<E> short_dout(*this, dout, int64_t{N} * s.H_out * s.W_out, p.C_out);
           const Shortened<E> short_weight(*this, weight, int64_t{p.C_out} * s.kH * s.kW, s.C);
-          conv2d_backward_input_wgmma(p, N, short_dout.data(), short_weight.data(), dx.as<T>(),
-                                      nullptr);
+          conv2d_backward_input_short(way.rung, p, N, short_dout.data(), short_weight.data(),
+                                      dx.as<T>());
         });
       }
     }
@@ -219,16 +130,14 @@ void CudaBackend::conv2d_backward_weight(ConstView x, ConstView dout, Conv2dGeom
   ConvSizes p = s;
   p.C = padded(s.C);
   p.C_out = padded(s.C_out);
-  if (way.rung == Rung::kHopper && !is_empty(s, N) && conv2d_backward_wgmma_takes(p)) {
+  if (multiplies_short(way.rung) && !is_empty(s, N) && conv2d_backward_wgmma_takes(p)) {
     const int64_t weights = int64_t{p.C_out} * s.kH * s.kW * p.C;
     const auto compute = [&](float* out) {
       for_short(way.factors, [&](auto zero) {
         using E = decltype(zero);
         const Shortened<E> short_x(*this, x, int64_t{N} * s.H * s.W, p.C);
         const Shortened<E> short_dout(*this, dout, pixels, p.C_out);
-        sum_chunks(*this, conv2d_backward_weight_chunks(p, N), weights, out, [&](float* partial) {
-          conv2d_backward_weight_wgmma(p, N, short_x.data(), short_dout.data(), partial, nullptr);
-        });
+        conv2d_backward_weight_short(*this, way.rung, p, N, short_x.data(), short_dout.data(), out);
       });
     };
     if (weights == dweight.numel()) return compute(dweight.as<float>());

@@ -1,6 +1,6 @@
 // Matrix products: dense layers, and batches of products with either side transposed.
+#include "cuda/conv_short.h"
 #include "cuda/cuda_backend.h"
-#include "cuda/hopper/hopper.h"
 #include "cuda/product.h"
 
 namespace mutilde::cuda {
@@ -13,12 +13,11 @@ ConvSizes as_convolution(int64_t rows, int64_t C, int64_t C_out) {
   return {1, size(rows), size(C), 1, size(rows), size(C_out), 1, 1, 1, 0};
 }
 
-/// Hopper's rung, which has three of the four products of two matrices. Returns false where it does not
-/// take the sizes.
-bool multiply_on_hopper(Backend& backend, const Way& way, const ConstView& a, bool transpose_a,
-                        const ConstView& b, bool transpose_b, const ConstView& bias,
-                        const ConstView& residual, int64_t M, int64_t N, int64_t K,
-                        const View& out) {
+/// By a rung that multiplies a short type, which has three of the four products of two matrices. Returns false where
+/// it does not take the sizes.
+bool multiply_short(Backend& backend, const Way& way, const ConstView& a, bool transpose_a,
+                    const ConstView& b, bool transpose_b, const ConstView& bias,
+                    const ConstView& residual, int64_t M, int64_t N, int64_t K, const View& out) {
   if (M == 0 || N == 0 || K == 0 || (transpose_a && transpose_b)) return false;
   const auto multiply = [&](const auto& f) {
     for_short(way.factors, [&](auto zero) {
@@ -32,9 +31,7 @@ bool multiply_on_hopper(Backend& backend, const Way& way, const ConstView& a, bo
     const ConvSizes s = as_convolution(K, N, M);
     if (!conv2d_backward_wgmma_takes(s) || out.dtype != DType::kFloat32) return false;
     multiply([&](const auto* dout, const auto* x, auto*) {
-      sum_chunks(
-          backend, conv2d_backward_weight_chunks(s, 1), M * N, out.as<float>(),
-          [&](float* partial) { conv2d_backward_weight_wgmma(s, 1, x, dout, partial, nullptr); });
+      conv2d_backward_weight_short(backend, way.rung, s, 1, x, dout, out.as<float>());
     });
     return true;
   }
@@ -44,8 +41,8 @@ bool multiply_on_hopper(Backend& backend, const Way& way, const ConstView& a, bo
     multiply([&](const auto* x, const auto* weight, auto* y) {
       using Out = std::remove_pointer_t<decltype(y)>;
       const bool adds = is_aligned(residual.data, 16);
-      conv2d_wgmma(s, 1, x, weight, bias.as<float>(), adds ? residual.as<Out>() : nullptr, y,
-                   nullptr);
+      conv2d_short(way.rung, s, 1, x, weight, bias.as<float>(), adds ? residual.as<Out>() : nullptr,
+                   y);
       if (!adds) backend.accumulate(residual, out);
     });
     return true;
@@ -53,7 +50,7 @@ bool multiply_on_hopper(Backend& backend, const Way& way, const ConstView& a, bo
   const ConvSizes s = as_convolution(M, N, K);  // the gradient of its input
   if (!conv2d_backward_wgmma_takes(s)) return false;
   multiply([&](const auto* dout, const auto* weight, auto* dx) {
-    conv2d_backward_input_wgmma(s, 1, dout, weight, dx, nullptr);
+    conv2d_backward_input_short(way.rung, s, 1, dout, weight, dx);
   });
   return true;
 }
@@ -85,8 +82,8 @@ void CudaBackend::matmul(ConstView a, bool transpose_a, ConstView b, bool transp
   const int64_t K = a.shape[transpose_a ? 1 : 2];
   const int64_t a_size = a.shape[0] == 1 ? 0 : M * K, b_size = b.shape[0] == 1 ? 0 : K * N;
   const Way way = way_for(a.dtype, rung_);
-  if (batch == 1 && way.rung == Rung::kHopper &&
-      multiply_on_hopper(*this, way, a, transpose_a, b, transpose_b, {}, {}, M, N, K, out))
+  if (batch == 1 && multiplies_short(way.rung) &&
+      multiply_short(*this, way, a, transpose_a, b, transpose_b, {}, {}, M, N, K, out))
     return;
   for_matrices(a, b, out, [&](auto zero_a, auto zero_b, auto zero_out) {
     using A = decltype(zero_a);
@@ -111,8 +108,8 @@ void CudaBackend::linear(ConstView x, ConstView weight, ConstView bias, ConstVie
                          View out) {
   const int64_t M = x.shape[0], K = x.shape[1], N = weight.shape[0];
   const Way way = way_for(x.dtype, rung_);
-  if (way.rung == Rung::kHopper &&
-      multiply_on_hopper(*this, way, x, false, weight, true, bias, residual, M, N, K, out))
+  if (multiplies_short(way.rung) &&
+      multiply_short(*this, way, x, false, weight, true, bias, residual, M, N, K, out))
     return;
   for_stored(x.dtype, [&](auto zero) {
     using T = decltype(zero);

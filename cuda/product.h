@@ -6,7 +6,8 @@
 // is ever written. Where an element is takes divisions, so it is found in two halves, outer() and
 // inner(), each once for several elements, and at() puts them together.
 //
-// How it is computed is the ladder's matter: a rung a file, all with the same operands. In each the
+// How it is computed is the ladder's matter: a rung a file, all with the same operands (product_mma.h by the
+// functions of conv_short.h, as it takes short types alone). In each the
 // row tiles of a product lie along the grid's x, one product (of a batch, or of a chunk of K) behind
 // the other, and the column tiles along y.
 #pragma once
@@ -32,8 +33,10 @@ struct Matrix {
     return batch * batch_size + (along_k ? i * row : i);
   }
   __device__ int64_t inner(int k) const { return along_k ? k : k * row; }
+  __device__ const T* base() const { return data; }
+  __device__ const T* address(int64_t outer, int64_t inner) const { return data + outer + inner; }
   __device__ Computed<T> at(int64_t outer, int64_t inner) const {
-    return number(data[outer + inner]);
+    return number(*address(outer, inner));
   }
 };
 
@@ -61,7 +64,7 @@ struct Shorten {
   }
 };
 
-/// A tensor in a short type, which is what Hopper's rung multiplies: itself, the copy that it has, or one that
+/// A tensor in a short type, which is what the rungs from the fourth on multiply: itself, the copy that it has, or one that
 /// is made (of one that begins at no multiple of 16 bytes too), with as many rows of as many numbers as are asked
 /// for. What is more than there is is zeros.
 template <class E>
@@ -148,7 +151,7 @@ void launch_product(const Way& way, const ProductSizes& s, int products, const A
   }
   const LaunchConfig config{.grid = grid(kTile, kTile), .block = {kSide, kSide}};
   if constexpr (std::is_same_v<Sum, float>) {
-    if (way.rung == Rung::kTensorCores || way.rung == Rung::kHopper) {
+    if (way.rung == Rung::kWmma || multiplies_short(way.rung)) {
       const auto multiply = [&](auto factor) {
         launch<wmma_product<decltype(factor), A, B, Store<T>>>(config, s, a, b, out);
       };

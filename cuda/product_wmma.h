@@ -11,7 +11,7 @@
 // matrix that is a's transpose (col_major), and b as it stands (row_major). Its rows are 16 bytes
 // longer than their data: to them wmma wants a multiple of 16 bytes, and columns want another bank.
 //
-// What it leaves to a next rung: while a tile is copied nothing is multiplied, a lane loads 4 bytes
+// What it leaves to the next rung (product_mma.h): while a tile is copied nothing is multiplied, a lane loads 4 bytes
 // at a time, and a warp loads three fragments for two products.
 #pragma once
 

@@ -9,13 +9,13 @@ namespace mutilde::cuda {
 
 Rung best_rung(DType dtype) {
   if (!is_short(factor_dtype(dtype))) return Rung::kTiled;
-  return is_hopper() ? Rung::kHopper : Rung::kTensorCores;
+  return is_hopper() ? Rung::kHopper : Rung::kMma;
 }
 
 Rung rung_for(DType dtype, Rung asked) {
-  const bool has_it = asked == Rung::kHopper        ? is_short(factor_dtype(dtype))
-                      : asked == Rung::kTensorCores ? dtype != DType::kFloat64
-                                                    : asked != Rung::kAutomatic;
+  const bool has_it = multiplies_short(asked) ? is_short(factor_dtype(dtype))
+                      : asked == Rung::kWmma  ? dtype != DType::kFloat64
+                                              : asked != Rung::kAutomatic;
   return has_it ? asked : best_rung(dtype);
 }
 
@@ -23,15 +23,12 @@ Rung rung_named(const char* name) {
   constexpr struct {
     const char* name;
     Rung rung;
-  } kNames[] = {{"auto", Rung::kAutomatic},
-                {"plain", Rung::kPlain},
-                {"tiled", Rung::kTiled},
-                {"wmma", Rung::kTensorCores},
-                {"wgmma", Rung::kHopper}};
+  } kNames[] = {{"auto", Rung::kAutomatic}, {"plain", Rung::kPlain}, {"tiled", Rung::kTiled},
+                {"wmma", Rung::kWmma},      {"mma", Rung::kMma},     {"wgmma", Rung::kHopper}};
   for (const auto& known : kNames) {
     if (std::strcmp(name, known.name) == 0) return known.rung;
   }
-  fail<Error>("MUTILDE_CUDA_RUNG is '{}': auto, plain, tiled, wmma or wgmma expected", name);
+  fail<Error>("MUTILDE_CUDA_RUNG is '{}': auto, plain, tiled, wmma, mma or wgmma expected", name);
 }
 
 Rung rung_from_environment() {

@@ -11,9 +11,13 @@ enum class Rung {
   kAutomatic,  // best_rung()
   kPlain,      // product_plain.h, conv_plain.cu: a thread a number, all from global memory
   kTiled,      // product_tiled.h: tiles in shared memory, sums in registers
-  kTensorCores,  // product_wmma.h: factors rounded to tf32, or to a short type where that is asked for
-  kHopper,  // hopper/: short types alone, its own instructions; what it does not take goes to the one above
+  kWmma,    // product_wmma.h: factors rounded to tf32, or to a short type where that is asked for
+  kMma,     // product_mma.h: short types alone, tiles on their way while others are multiplied
+  kHopper,  // hopper/: short types alone, its own instructions
 };
+
+/// The last two, which multiply what lies in memory in a short type. What they do not take goes to kWmma.
+inline bool multiplies_short(Rung rung) { return rung == Rung::kMma || rung == Rung::kHopper; }
 
 /// The fastest rung that keeps the digits that are asked for (core/precision.h). Tensor cores multiply
 /// a float32 only after its fraction was cut from 24 to 11 bits (tf32, float16) or 8 (bfloat16). That is enough
@@ -28,7 +32,7 @@ Rung best_rung(DType dtype);
 /// type they need not.)
 Rung rung_for(DType dtype, Rung asked);
 
-/// "auto", "plain", "tiled", "wmma", "wgmma". Throws Error for another text.
+/// "auto", "plain", "tiled", "wmma", "mma", "wgmma". Throws Error for another text.
 Rung rung_named(const char* name);
 
 /// What the environment variable MUTILDE_CUDA_RUNG names; kAutomatic where it is not set.

@@ -1,5 +1,5 @@
-// Rung 4 of the convolution (conv_plain.cu has 1, product_tiled.h and product_wmma.h 2 and 3): Hopper's
-// copy engine and wgmma. wgmma.h tells what is gained and why, and has all but which tiles are copied.
+// Rung 5 of the convolution (conv_plain.cu has 1, product_tiled.h, product_wmma.h and product_mma.h 2 to 4):
+// Hopper's copy engine and wgmma. wgmma.h tells what is gained and why, and has all but which tiles are copied.
 //
 // Forward, the rows of the product are output pixels that form a box: in the image, and where images are
 // small in several of them. Its k are taps (kh, kw) and 64 channels c at a time. All that one step needs of
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kThreads, Tile::kBlocks)
     if (w >= W || h >= H || n >= all.n || column >= columns) return -1;
     return ((int64_t{n} * H + h) * W + w) * columns + column;
   };
-  store_sums<Tile>(group, sums, out, residual, at, [&](int tile_column) {
+  store_tile<Tile>(group, sums, out, residual, at, [&](int tile_column) {
     const int column = first_column + tile_column;
     if (bias == nullptr || column >= columns) return make_float2(0, 0);
     return make_float2(bias[column], bias[column + 1]);
@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kThreads)
     if (row >= s.C_out || tap >= taps || c >= s.C) return -1;
     return ((int64_t{blockIdx.z} * s.C_out + row) * taps + tap) * s.C + c;
   };
-  store_sums<WeightTile>(group, sums, partial, nullptr, at, no_bias);
+  store_tile<WeightTile>(group, sums, partial, nullptr, at, no_bias);
 }
 
 /// `pixels` of them, powers of two a side; the engine copies every `stride`-th of what spans 256 a side at most.

@@ -1,4 +1,4 @@
-// Rung 4 of matrix products and of the convolution, for GPUs of compute capability 9.0 (H100, H200):
+// Rung 5 of matrix products and of the convolution, for GPUs of compute capability 9.0 (H100, H200):
 // factors of a short type E, __nv_bfloat16 or __half, and float32 sums.
 //
 // Arrays begin at multiples of 16 bytes, and so do their rows: the copy engine needs that. No size is 0.

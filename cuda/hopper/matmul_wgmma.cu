@@ -1,5 +1,5 @@
-// Rung 4 of the ladder of matrix products (matmul_ladder.cu has 1 to 3): Hopper's copy engine and
-// wgmma. wgmma.h tells what is gained and why, and has all but which tiles are copied: a's rows run
+// Rung 5 of the ladder of matrix products (matmul_ladder.cu has 1 to 3, product_mma.h 4): Hopper's copy
+// engine and wgmma. wgmma.h tells what is gained and why, and has all but which tiles are copied: a's rows run
 // along k, b's along the columns, as the matrices lie in memory.
 #include "cuda/hopper/wgmma.h"
 
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads)
     const int row = first_row + tile_row, column = first_column + tile_column;
     return row < M && column < N ? int64_t{row} * N + column : -1;
   };
-  store_sums<Tile>(group, sums, out, nullptr, at, no_bias);
+  store_tile<Tile>(group, sums, out, nullptr, at, no_bias);
 }
 
 /// Of a matrix whose tiles have `box_rows` rows.

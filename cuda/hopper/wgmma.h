@@ -34,8 +34,8 @@
 
 #include "cuda/hopper/hopper.h"
 #include "cuda/hopper/instructions.h"
-#include "cuda/mma_instructions.h"
 #include "cuda/parallel.h"
+#include "cuda/store_sums.h"
 
 namespace mutilde::cuda::hopper {
 
@@ -152,87 +152,17 @@ __device__ void consume(typename Blocking::Shared& shared, int group, int steps,
   pin(sums);
 }
 
-/// Lane l has sums of rows l / 4 and l / 4 + 8, of every 8 columns two: 2 (l % 4) and the next, in that order in
-/// sum[column / 8 * 4 + (row is the lower one) * 2 + 0 or 1]. The four lanes of a row exchange pairs, 4 x 4, so
-/// that each has 8 neighbours, of one 8 columns out of four.
-__device__ inline void exchange(uint32_t (&pairs)[4]) {
-  for (int distance = 1; distance <= 2; distance *= 2) {
-    const bool upper = (threadIdx.x & distance) != 0;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if ((i & distance) != 0) continue;
-      uint32_t& low = pairs[i];
-      uint32_t& high = pairs[i + distance];
-      const uint32_t got = __shfl_xor_sync(kWholeWarp, upper ? low : high, distance);
-      (upper ? low : high) = got;
-    }
-  }
-}
-
-__device__ inline float2 no_bias(int) { return make_float2(0, 0); }
-
-/// A pair of short numbers plus another.
-template <class E>
-__device__ uint32_t plus(uint32_t a, uint32_t b) {
-  const float2 x = unpack<E>(a), y = unpack<E>(b);
-  return pack<E>(x.x + y.x, x.y + y.y);
-}
-
-/// Stores what this thread of a consumer has of the block's tile. at(row, column) is the place in out of the
-/// numbers of a row from that column on, -1 where there are none; bias(column) is what is added to a column and
-/// the next; residual, or null, lies like out. The columns of out are a multiple of 2, and for a short type of 8.
+/// Stores what this thread of a consumer has of the block's tile; as store_sums(), with the rows and columns of it.
 template <class Blocking, class Out, class At, class Bias>
-__device__ void store_sums(int group, const typename Blocking::Sums& sums, Out* out,
+__device__ void store_tile(int group, const typename Blocking::Sums& sums, Out* out,
                            const std::type_identity_t<Out>* residual, const At& at,
                            const Bias& bias) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
 #pragma unroll
   for (int i = 0; i < Blocking::kM; ++i) {
+    const int row = (group * Blocking::kM + i) * 64 + threadIdx.x / 32 % 4 * 16;
 #pragma unroll
-    for (int j = 0; j < Blocking::kN; ++j) {
-#pragma unroll
-      for (int lower = 0; lower < 2; ++lower) {
-        const int row = (group * Blocking::kM + i) * 64 + warp * 16 + lower * 8 + lane / 4;
-        const auto pair_of = [&](int piece) {  // of 8 columns
-          const float2 more = bias(j * 128 + piece * 8 + lane % 4 * 2);
-          return make_float2(sums[i][j][piece * 4 + lower * 2] + more.x,
-                             sums[i][j][piece * 4 + lower * 2 + 1] + more.y);
-        };
-        if constexpr (std::is_same_v<Out, float>) {
-#pragma unroll
-          for (int piece = 0; piece < 16; ++piece) {
-            const int64_t place = at(row, j * 128 + piece * 8 + lane % 4 * 2);
-            float2 pair = pair_of(piece);
-            if (place < 0) continue;
-            if (residual != nullptr) {
-              const float2 more = *reinterpret_cast<const float2*>(residual + place);
-              pair = make_float2(pair.x + more.x, pair.y + more.y);
-            }
-            *reinterpret_cast<float2*>(out + place) = pair;
-          }
-        } else {
-#pragma unroll
-          for (int first = 0; first < 16; first += 4) {
-            uint32_t pairs[4];
-#pragma unroll
-            for (int p = 0; p < 4; ++p) {
-              const float2 pair = pair_of(first + p);
-              pairs[p] = pack<Out>(pair.x, pair.y);
-            }
-            exchange(pairs);
-            const int64_t place = at(row, j * 128 + (first + lane % 4) * 8);
-            if (place < 0) continue;
-            uint4 numbers = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
-            if (residual != nullptr) {
-              const uint4 more = *reinterpret_cast<const uint4*>(residual + place);
-              numbers = make_uint4(plus<Out>(numbers.x, more.x), plus<Out>(numbers.y, more.y),
-                                   plus<Out>(numbers.z, more.z), plus<Out>(numbers.w, more.w));
-            }
-            *reinterpret_cast<uint4*>(out + place) = numbers;
-          }
-        }
-      }
-    }
+    for (int j = 0; j < Blocking::kN; ++j)
+      store_sums(sums[i][j], row, j * 128, out, residual, at, bias);
   }
 }
 

@@ -250,7 +250,7 @@ TEST_P(ShortAttention, TheRungSaysWhichKernelsRun) {
   const auto gradient = [&](Rung rung) {
     return attention(c, rung, qkv, dout).dqkv.to_vector<double>();
   };
-  EXPECT_EQ(gradient(Rung::kTensorCores), gradient(Rung::kAutomatic));
+  EXPECT_EQ(gradient(Rung::kWmma), gradient(Rung::kAutomatic));
   EXPECT_EQ(gradient(Rung::kHopper), gradient(Rung::kAutomatic));
   EXPECT_EQ(gradient(Rung::kTiled), gradient(Rung::kPlain));
   EXPECT_NE(gradient(Rung::kPlain), gradient(Rung::kAutomatic));

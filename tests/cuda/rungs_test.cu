@@ -68,13 +68,13 @@ struct Variant {
 };
 constexpr Variant kVariants[] = {{Rung::kTiled, DType::kFloat64, Precision::kFloat32},
                                  {Rung::kTiled, DType::kFloat32, Precision::kFloat32},
-                                 {Rung::kTensorCores, DType::kFloat32, Precision::kFloat32},
-                                 {Rung::kTensorCores, DType::kFloat32, Precision::kBfloat16},
-                                 {Rung::kTensorCores, DType::kFloat32, Precision::kFloat16},
+                                 {Rung::kWmma, DType::kFloat32, Precision::kFloat32},
+                                 {Rung::kWmma, DType::kFloat32, Precision::kBfloat16},
+                                 {Rung::kWmma, DType::kFloat32, Precision::kFloat16},
                                  {Rung::kTiled, DType::kBFloat16, Precision::kBfloat16},
                                  {Rung::kTiled, DType::kFloat16, Precision::kFloat16},
-                                 {Rung::kTensorCores, DType::kBFloat16, Precision::kBfloat16},
-                                 {Rung::kTensorCores, DType::kFloat16, Precision::kFloat16}};
+                                 {Rung::kWmma, DType::kBFloat16, Precision::kBfloat16},
+                                 {Rung::kWmma, DType::kFloat16, Precision::kFloat16}};
 
 /// The short type that a variant's products may round their factors to, if any.
 const ShortType* factors_of(const Variant& v) {
@@ -88,6 +88,7 @@ std::string name_of(const Variant& v) {
   return fmt::format("{} on the {} rung, products of {}", name_of(v.dtype),
                      v.rung == Rung::kTiled    ? "tiled"
                      : v.rung == Rung::kHopper ? "Hopper's"
+                     : v.rung == Rung::kMma    ? "mma"
                                                : "tensor cores'",
                      factors_of(v) != nullptr ? name_of(factors_of(v)->dtype) : "float32");
 }
@@ -133,7 +134,7 @@ void check_rung(const Variant& v, double terms, const Compute& compute) {
   if (type != nullptr) {
     expect_plain(any_numbers(type->dtype, v.dtype), sums);
     if (v.rung != Rung::kTiled) factors = type->half_unit / 2;
-  } else if (v.rung == Rung::kTensorCores) {
+  } else if (v.rung == Rung::kWmma) {
     factors = 0x1p-12;
   }
   expect_plain(any_numbers(v.dtype, v.dtype), sums + terms * (2 * factors + factors * factors));
@@ -257,31 +258,39 @@ TEST(CudaRungs, ConvolutionsAndTheirGradientsAreThePlainOnes) {
   }
 }
 
+constexpr Rung kShortRungs[] = {Rung::kMma, Rung::kHopper};  // those that multiplies_short() names
+
 /// In the short types as it lies, and in float32 rounded on the way.
-void check_hopper(double terms, const Compute& compute) {
-  for (const ShortType& type : kShortTypes) {
-    check_rung({Rung::kHopper, type.dtype, type.precision}, terms, compute);
-    check_rung({Rung::kHopper, DType::kFloat32, type.precision}, terms, compute);
+void check_short_rungs(double terms, const Compute& compute) {
+  for (const Rung rung : kShortRungs) {
+    for (const ShortType& type : kShortTypes) {
+      check_rung({rung, type.dtype, type.precision}, terms, compute);
+      check_rung({rung, DType::kFloat32, type.precision}, terms, compute);
+    }
   }
 }
 
-// Sizes that its copy engine takes: over, under and across its tiles of 128 and 64.
-TEST(CudaRungs, HoppersMatrixProductsAreThePlainOnes) {
+// Sizes that they take: over, under and across tiles of 128 and 64.
+TEST(CudaRungs, ShortMatrixProductsAreThePlainOnes) {
   use_cuda();
-  for (const auto [M, N, K] :
-       {std::array{1, 8, 8}, {128, 128, 64}, {136, 200, 72}, {64, 8, 1000}, {300, 520, 16}}) {
-    check_hopper(K + 2, dense_layer(M, N, K));
-    check_hopper(N, dense_backward_input(M, N, K));
-    check_hopper(M, dense_backward_weight(M, N, K));
+  struct Sizes {
+    int M, N, K;
+  };
+  constexpr Sizes kSizes[] = {
+      {1, 8, 8}, {128, 128, 64}, {136, 200, 72}, {64, 8, 1000}, {300, 520, 16}};
+  for (const auto& [M, N, K] : kSizes) {
+    check_short_rungs(K + 2, dense_layer(M, N, K));
+    check_short_rungs(N, dense_backward_input(M, N, K));
+    check_short_rungs(M, dense_backward_weight(M, N, K));
   }
-  check_hopper(74,
-               dense_layer(129, 34, 72));  // in a short type it leaves this one to the other rung
+  // In a short type they leave this one to wmma.
+  check_short_rungs(74, dense_layer(129, 34, 72));
 }
 
 // A test each: emulated they take long, and side by side less.
-class HoppersConvolution : public ::testing::TestWithParam<Convolution> {};
+class ShortConvolution : public ::testing::TestWithParam<Convolution> {};
 
-TEST_P(HoppersConvolution, AndItsGradientsAreThePlainOnes) {
+TEST_P(ShortConvolution, AndItsGradientsAreThePlainOnes) {
   use_cuda();
   const Convolution& conv = GetParam();
   // float32 is rounded on its way to either type by the kernels that dense layers are tested with: here to
@@ -291,17 +300,19 @@ TEST_P(HoppersConvolution, AndItsGradientsAreThePlainOnes) {
     if (large && type.dtype != DType::kBFloat16) continue;
     for (const DType dtype : {type.dtype, DType::kFloat32}) {
       if (dtype == DType::kFloat32 && type.dtype != DType::kBFloat16) continue;
-      const Variant variant{Rung::kHopper, dtype, type.precision};
-      check_rung(variant, double(conv.weight.product(1, 4)) + 1, forward(conv));
-      check_rung(variant, double(conv.weight.product(1, 4)) + 2, forward(conv, true));
-      check_rung(variant, double(conv.weight.product(0, 3)), backward_input(conv));
-      check_rung(variant, double(conv.out.product(0, 3)), backward_weight(conv));
+      for (const Rung rung : kShortRungs) {
+        const Variant variant{rung, dtype, type.precision};
+        check_rung(variant, double(conv.weight.product(1, 4)) + 1, forward(conv));
+        check_rung(variant, double(conv.weight.product(1, 4)) + 2, forward(conv, true));
+        check_rung(variant, double(conv.weight.product(0, 3)), backward_input(conv));
+        check_rung(variant, double(conv.out.product(0, 3)), backward_weight(conv));
+      }
     }
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(
-    Cuda, HoppersConvolution,
+    Cuda, ShortConvolution,
     ::testing::Values(
         Convolution{{3, 8, 8, 72}, {136, 3, 3, 72}, {3, 8, 8, 136}, {1, 1}},  // images share a tile
         Convolution{{2, 9, 11, 8}, {8, 3, 3, 8}, {2, 5, 6, 8}, {2, 1}},       // every other pixel
@@ -327,11 +338,12 @@ TEST(CudaRungs, HoppersMatmulIsTheLaddersThird) {
   use_cuda();
   const GpuFor gpu(Rung::kHopper);
   if (!gpu.is_here()) GTEST_SKIP() << "this GPU has no wgmma";
-  const auto check = [](auto zero) {
+  constexpr int kSizes[][3] = {{1, 8, 8}, {128, 256, 64}, {200, 264, 136}};
+  const auto check = [&](auto zero) {
     using E = decltype(zero);
     const Make make = exact_numbers(short_dtype<E>());
-    for (const auto& sizes : {std::array{1, 8, 8}, {128, 256, 64}, {200, 264, 136}}) {
-      const int M = sizes[0], N = sizes[1], K = sizes[2];
+    for (const auto& size : kSizes) {
+      const int M = size[0], N = size[1], K = size[2];
       const Tensor a = make({M, K}, 1), b = make({K, N}, 2);
       const auto multiply = [&](auto matmul) {
         const Tensor out = Tensor::empty({M, N}, DType::kFloat32, Device::cuda());
@@ -347,26 +359,28 @@ TEST(CudaRungs, HoppersMatmulIsTheLaddersThird) {
 }
 
 // A weight's copy in the one type is no factor of products in the other.
-TEST(CudaRungs, HopperTakesNoCopyOfAnotherType) {
+TEST(CudaRungs, NoneTakesACopyOfAnotherType) {
   use_cuda();
-  const GpuFor gpu(Rung::kHopper);
-  if (!gpu.is_here()) GTEST_SKIP() << "this GPU has no wgmma";
-  for (const ShortType& type : kShortTypes) {
-    const auto multiply = [&](DType copy) {
-      return result(
-          Rung::kHopper, type.precision,
-          [&](Backend& backend, const Make& make) {
-            const Tensor x = make({3, 16}, 1), weight = make({8, 16}, 2);
-            const Tensor out = empty_like(x, {3, 8}), shortened = weight.shortened(copy);
-            ConstView factor = weight;
-            factor.short_copy = shortened.raw();
-            factor.short_type = copy;
-            backend.linear(x, factor, {}, {}, out);
-            return out;
-          },
-          any_numbers(DType::kFloat32, DType::kFloat32));
-    };
-    EXPECT_EQ(multiply(DType::kBFloat16), multiply(DType::kFloat16));
+  for (const Rung rung : kShortRungs) {
+    const GpuFor gpu(rung);
+    if (!gpu.is_here()) continue;
+    for (const ShortType& type : kShortTypes) {
+      const auto multiply = [&](DType copy) {
+        return result(
+            rung, type.precision,
+            [&](Backend& backend, const Make& make) {
+              const Tensor x = make({3, 16}, 1), weight = make({8, 16}, 2);
+              const Tensor out = empty_like(x, {3, 8}), shortened = weight.shortened(copy);
+              ConstView factor = weight;
+              factor.short_copy = shortened.raw();
+              factor.short_type = copy;
+              backend.linear(x, factor, {}, {}, out);
+              return out;
+            },
+            any_numbers(DType::kFloat32, DType::kFloat32));
+      };
+      EXPECT_EQ(multiply(DType::kBFloat16), multiply(DType::kFloat16));
+    }
   }
 }
 
@@ -389,12 +403,12 @@ TEST(CudaRungs, HoppersKernelsRefuseWhatTheyCannotCopy) {
 // is 1; 1 + 2 u has a product with itself that only float32 holds.
 void check_rounding_of_factors(const ShortType& type) {
   const double u = type.half_unit;
-  for (const Rung rung : {Rung::kAutomatic, Rung::kTensorCores, Rung::kHopper}) {
+  for (const Rung rung : {Rung::kAutomatic, Rung::kWmma, Rung::kMma, Rung::kHopper}) {
     const GpuFor gpu(rung);
     if (!gpu.is_here()) continue;
-    for (const auto [a, b, product] : {std::array{1 + u, 1.0, 1.0},
-                                       {1.0, 1 + u, 1.0},
-                                       {1 + 2 * u, 1 + 2 * u, 1 + 4 * u + 4 * u * u}}) {
+    const std::array<double, 3> products[] = {
+        {1 + u, 1, 1}, {1, 1 + u, 1}, {1 + 2 * u, 1 + 2 * u, 1 + 4 * u + 4 * u * u}};
+    for (const auto& [a, b, product] : products) {
       const auto multiply = [a = a, b = b](Backend& backend, const Make&) {
         const Tensor x = Tensor::full({1, 8, 8}, a, DType::kFloat32).to(Device::cuda());
         std::vector<float> row(64);  // of y, the first; the others are zeros
@@ -404,7 +418,7 @@ void check_rounding_of_factors(const ShortType& type) {
         backend.matmul(x, false, y, false, out);
         return out;
       };
-      EXPECT_EQ(result(rung, type.precision, multiply, {}), std::vector(64, product));
+      EXPECT_EQ(result(rung, type.precision, multiply, {}), std::vector<double>(64, product));
     }
   }
 }
@@ -418,7 +432,7 @@ TEST(CudaRungs, ProductsOfFloat64AreFloat64s) {
   use_cuda();
   const Compute multiply = dense_layer(3, 8, 40);
   const Make any = any_numbers(DType::kFloat64, DType::kFloat64);
-  for (const Rung rung : {Rung::kAutomatic, Rung::kPlain, Rung::kTensorCores, Rung::kHopper}) {
+  for (const Rung rung : {Rung::kAutomatic, Rung::kPlain, Rung::kWmma, Rung::kHopper}) {
     for (const ShortType& type : kShortTypes) {
       EXPECT_EQ(result(rung, type.precision, multiply, any),
                 result(rung, Precision::kFloat32, multiply, any));

@@ -79,17 +79,21 @@ TEST(CudaKernels, GiveTheSameInBothOrdersOfTheirThreads) {
   }
 }
 
-// The table of ops runs on the rung that the library picks.
+// The table of ops runs on the rung that the library picks. Several steps along k each, so that stages are used again.
 TEST(CudaKernels, OfEachRungGiveTheSameInBothOrdersOfTheirThreads) {
   use_cuda();
-  const Tensor x = uniform({1, 9, 7, 5}).to(DType::kFloat32).to(Device::cuda());
-  const Tensor weight = uniform({67, 3, 3, 5}).to(DType::kFloat32).to(Device::cuda());
-  for (const cuda::Rung rung : {cuda::Rung::kPlain, cuda::Rung::kTensorCores}) {
+  const auto check = [](cuda::Rung rung, Precision precision, int64_t C, int64_t C_out) {
+    const PrecisionScope scope(precision);
+    const auto make = [](const Shape& shape) {
+      return uniform(shape).to(DType::kFloat32).to(Device::cuda());
+    };
+    const Tensor x = make({1, 9, 7, C}), weight = make({C_out, 3, 3, C});
     cuda::CudaBackend backend(0, rung);
     const auto results = [&](Order order) {
-      const OptionsScope scope;
+      const OptionsScope options_scope;
       options().order = order;
-      const Tensor out = Tensor::empty({1, 9, 7, 67}, DType::kFloat32, Device::cuda());
+      options().hopper = rung == cuda::Rung::kHopper;
+      const Tensor out = Tensor::empty({1, 9, 7, C_out}, DType::kFloat32, Device::cuda());
       const Tensor dx = Tensor::empty(x.shape(), DType::kFloat32, Device::cuda());
       const Tensor dweight = Tensor::empty(weight.shape(), DType::kFloat32, Device::cuda());
       backend.conv2d(x, weight, {}, {}, {1, 1}, out);
@@ -99,7 +103,11 @@ TEST(CudaKernels, OfEachRungGiveTheSameInBothOrdersOfTheirThreads) {
                          dweight.to_vector<double>()};
     };
     EXPECT_EQ(results(Order::kReverse), results(Order::kForward));
-  }
+  };
+  check(cuda::Rung::kPlain, Precision::kFloat32, 5, 67);
+  check(cuda::Rung::kWmma, Precision::kFloat32, 5, 67);
+  check(cuda::Rung::kMma, Precision::kBfloat16, 40, 136);
+  check(cuda::Rung::kHopper, Precision::kBfloat16, 40, 136);
 }
 
 /// The kernel that multiplies two matrices on a backend made under MUTILDE_CUDA_RUNG=name.
@@ -130,17 +138,17 @@ TEST(CudaRungs, TheEnvironmentForcesOne) {
     EXPECT_THAT(product_kernel("auto"), HasSubstr("wmma_product"));
     EXPECT_THAT(product_kernel("auto", DType::kFloat64), HasSubstr("tiled_product"));
     EXPECT_THAT(product_kernel("plain"), HasSubstr("plain_product"));
-    EXPECT_THAT(product_kernel("wgmma"), HasSubstr("wmma_product"));  // a 2 x 2 is too small for it
+    // A 2 x 2 is too small for them.
+    EXPECT_THAT(product_kernel("mma"), HasSubstr("wmma_product"));
+    EXPECT_THAT(product_kernel("wgmma"), HasSubstr("wmma_product"));
   }
-  EXPECT_THAT(error_of([] { product_kernel("fast"); }),
-              HasSubstr("MUTILDE_CUDA_RUNG is 'fast': auto, plain, tiled, wmma or wgmma expected"));
+  EXPECT_THAT(
+      error_of([] { product_kernel("fast"); }),
+      HasSubstr("MUTILDE_CUDA_RUNG is 'fast': auto, plain, tiled, wmma, mma or wgmma expected"));
 }
 
-TEST(CudaRungs, HopperGetsWhatItsCopyEngineTakes) {
-  use_cuda();
-  const OptionsScope scope;
-  options().hopper = true;
-  const PrecisionScope precision(Precision::kFloat16);
+// Products, of a weight with 8 channels and with 7, take the best rung, and what that does not take goes to wmma.
+void expect_best_rung(const std::string& product, const std::string& weight_gradient) {
   cuda::CudaBackend backend(0, cuda::Rung::kAutomatic);
   const auto on_gpu = [](const Shape& shape) {
     return Tensor::zeros(shape, DType::kFloat32, Device::cuda());
@@ -155,19 +163,29 @@ TEST(CudaRungs, HopperGetsWhatItsCopyEngineTakes) {
           << kernel << ", not " << name;
     };
     backend.conv2d(x, weight, {}, {}, {1, 1}, out);
-    expect_kernel("conv", "conv");  // x with an eighth channel of zeros
+    expect_kernel(product, product);  // x with an eighth channel of zeros
     backend.conv2d_backward_input(out, weight, {1, 1}, x);
-    expect_kernel("conv", "wmma_product");
+    expect_kernel(product, "wmma_product");
     backend.conv2d_backward_weight(x, out, {1, 1}, weight);
-    expect_kernel("conv_backward_weight", "for_each");  // all but the eighth
-    const Tensor rows = on_gpu({1, 5, C}), right = on_gpu({1, C, 8}), product = on_gpu({1, 5, 8});
-    backend.matmul(rows, false, right, false, product);
-    expect_kernel("conv", "wmma_product");
-    backend.matmul(rows, true, product, false, right);
-    expect_kernel("conv_backward_weight", "wmma_product");
-    backend.matmul(product, false, right, true, rows);
-    expect_kernel("conv", "wmma_product");
+    expect_kernel(weight_gradient, "for_each");  // all but the eighth
+    const Tensor rows = on_gpu({1, 5, C}), right = on_gpu({1, C, 8}), sums = on_gpu({1, 5, 8});
+    backend.matmul(rows, false, right, false, sums);
+    expect_kernel(product, "wmma_product");
+    backend.matmul(rows, true, sums, false, right);
+    expect_kernel(weight_gradient, "wmma_product");
+    backend.matmul(sums, false, right, true, rows);
+    expect_kernel(product, "wmma_product");
   }
+}
+
+TEST(CudaRungs, TheBestThatTakesTheSizesIsPicked) {
+  use_cuda();
+  const PrecisionScope precision(Precision::kFloat16);
+  const OptionsScope scope;
+  options().hopper = true;
+  expect_best_rung("conv", "conv_backward_weight");
+  options().hopper = false;
+  expect_best_rung("mma::product", "mma::product");
 }
 
 }  // namespace
