@@ -1,4 +1,5 @@
-// Scaled dot-product attention, many heads, that never holds the T x T weights.
+// Scaled dot-product attention, many heads, that never holds the weights P, positions x positions:
+//   out = P v,  P = softmax(S),  S = q k^T D^-1/2
 //
 // Everything is made of two steps of a warp that owns one row of D numbers:
 //   dots:      lane j gets the row's product with row j of 32 others
@@ -15,7 +16,7 @@
 // logit so far, and where a tile raises it by d, what was summed before is multiplied by exp(-d)
 // (Milakov & Gimelshein 2018). The backward pass makes the weights again from the logits and their
 // log-sum-exp:
-//   P = exp(S - log_sum_exp), S = q k^T D^-1/2    dS = P * (dout v^T - delta), delta = rowsum(dout * out)
+//   P = exp(S - log_sum_exp)    dS = P * (dout v^T - delta), delta = rowsum(dout * out)
 //
 // Elements are stored as X and computed with as T: a short type as float32. Heads of most sizes of a short
 // type go to the tensor cores instead (attention_mma.cu), unless a plainer rung is asked for.
@@ -60,7 +61,7 @@ struct Heads {
     return {array + n * positions * out_pitch + head * D, out_pitch, positions, D};
   }
   __device__ T scale() const { return T{1} / std::sqrt(static_cast<T>(D)); }
-  /// Where the block's image and head begin in an array [N, heads, T].
+  /// Where the block's image and head begin in an array [N, heads, positions].
   __device__ int64_t row_number() const { return int64_t{blockIdx.x} * positions; }
 };
 

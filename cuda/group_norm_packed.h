@@ -1,5 +1,5 @@
 // Group norm's fast kernels. It is bound by memory, and channels are last: a group at one position is C / groups
-// neighbours, 8 bytes of 128 channels in bfloat16, and the plain kernels, a block a group, read no more than that
+// neighbours, 8 bytes of 128 channels in 32 groups in bfloat16, and the plain kernels, a block a group, read no more than that
 // at a time. These give a thread 16 bytes, 8 channels of whatever groups, and a block whole rows of all channels;
 // so groups are put together from the sums of channels:
 //
@@ -171,8 +171,8 @@ __global__ void __launch_bounds__(kBlockThreads, 3)
   for (int i = 0; i < kWidth<X>; ++i) {
     const int c = walk.c + i, g = c / static_cast<int>(s.group_channels);
     centre[i] = of_group[g].at[0];
-    slope[i] = of_group[g].at[1] * s.weight[c] * s.scale(n, c);
-    offset[i] = s.bias[c] * s.scale(n, c) + s.shift(n, c);
+    slope[i] = of_group[g].at[1] * s.weight[c] * s.one_plus_scale(n, c);
+    offset[i] = s.bias[c] * s.one_plus_scale(n, c) + s.shift(n, c);
   }
   const Packed<X>* x = walk.of(s.x);
   Packed<X>* y = walk.of(out);
@@ -199,8 +199,8 @@ struct Channels {
       const int64_t group = n * s.groups + c / static_cast<int>(s.group_channels);
       centre[i] = s.mean[group];
       rstd[i] = s.rstd[group];
-      slope[i] = s.weight[c] * s.scale(n, c);
-      offset[i] = s.bias[c] * s.scale(n, c) + s.shift(n, c);
+      slope[i] = s.weight[c] * s.one_plus_scale(n, c);
+      offset[i] = s.bias[c] * s.one_plus_scale(n, c) + s.shift(n, c);
     }
   }
   __device__ T z(X x, int i) const { return (number(x) - centre[i]) * rstd[i]; }
@@ -272,7 +272,7 @@ __global__ void __launch_bounds__(kBlockThreads, 3)
     const int first = i % groups * group_channels;
     T sum = 0;
     for (int c = first; c < first + group_channels; ++c)
-      sum += s.scale(n, c) * s.weight[c] * total[i / groups * C + c];
+      sum += s.one_plus_scale(n, c) * s.weight[c] * total[i / groups * C + c];
     means[i] = sum / static_cast<T>(s.P * s.group_channels);
   }
   __syncthreads();
@@ -300,8 +300,8 @@ __global__ void __launch_bounds__(kBlockThreads, 3)
 }
 
 /// How an image is cut for the fast kernels. An H100 holds 396 of their blocks at once, three on each
-/// multiprocessor, which the launch bounds make room for; more would do what each block does first, and has to
-/// for its chunk, more often. And normalise has the moments of all chunks in shared memory, of which three
+/// multiprocessor, which the launch bounds make room for; more would only
+/// repeat what each does before its own chunk, adding up the chunks of its image. And normalise has the moments of all chunks in shared memory, of which three
 /// blocks get 32 KiB each on every GPU.
 template <class X>
 struct Cut {
@@ -326,7 +326,7 @@ struct Cut {
   }
 };
 
-/// Packs must fit, a row of them a block, the moments of a chunk its memory, and an image what an int counts.
+/// C must be whole packs, a row of which fits a block, a chunk's moments fit its memory, and an image's numbers an int.
 template <class X>
 bool takes_packs(const Norm<X>& s, std::initializer_list<const void*> arrays) {
   return are_aligned(arrays) && s.C % kWidth<X> == 0 && s.C / kWidth<X> <= kBlockThreads &&

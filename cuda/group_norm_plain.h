@@ -16,21 +16,21 @@ namespace mutilde::cuda {
 template <class X>
 struct Norm {
   using T = Computed<X>;
-  int64_t P, C, groups, group_channels;
+  int64_t P, C, groups, group_channels;  // positions of an image; channels; channels of a group
   bool silu;
   const X* x;
   const T *weight, *bias;
   const T* scale_shift;  // or null
   const T *mean, *rstd;
 
-  __device__ T scale(int64_t n, int64_t c) const {
+  __device__ T one_plus_scale(int64_t n, int64_t c) const {
     return scale_shift == nullptr ? T{1} : T{1} + scale_shift[n * 2 * C + c];
   }
   __device__ T shift(int64_t n, int64_t c) const {
     return scale_shift == nullptr ? T{0} : scale_shift[n * 2 * C + C + c];
   }
   __device__ T u(T z, int64_t n, int64_t c) const {
-    return (z * weight[c] + bias[c]) * scale(n, c) + shift(n, c);
+    return (z * weight[c] + bias[c]) * one_plus_scale(n, c) + shift(n, c);
   }
   __device__ T z(X element, int64_t n, int64_t c) const {
     const int64_t group = n * groups + c / group_channels;
@@ -52,8 +52,8 @@ struct Norm {
 // with dz = du * (1 + scale) * weight, whose sums over a group are those of A and B over its
 // channels, times (1 + scale) * weight.
 
-/// A block an image and group, which is read three times: for its mean, for its squared deviations
-/// from that, and to be written; the second and third time mostly from cache.
+/// One block for each image and group. It reads its numbers three times: for their mean, for the squared
+/// deviations from that, and to write; the second and third time mostly from cache.
 template <class X>
 __global__ void group_norm_plain(Norm<X> s, Computed<X> norm_eps, X* out, Computed<X>* mean,
                                  Computed<X>* rstd) {
@@ -122,7 +122,7 @@ struct GroupMeans {
     const int64_t n = i / s.groups, first = i % s.groups * s.group_channels;
     T dz = 0, dz_z = 0;
     for (int64_t c = first; c < first + s.group_channels; ++c) {
-      const T factor = s.scale(n, c) * s.weight[c];
+      const T factor = s.one_plus_scale(n, c) * s.weight[c];
       dz += factor * A[n * s.C + c];
       dz_z += factor * B[n * s.C + c];
     }
@@ -142,7 +142,7 @@ struct InputGradient {
   __device__ void operator()(int64_t i) const {
     const int64_t n = i / s.C / s.P, c = i % s.C, group = n * s.groups + c / s.group_channels;
     const T z = s.z(s.x[i], n, c);
-    const T dz = s.du(z, number(dout[i]), n, c) * s.scale(n, c) * s.weight[c];
+    const T dz = s.du(z, number(dout[i]), n, c) * s.one_plus_scale(n, c) * s.weight[c];
     dx[i] = stored<X>(s.rstd[group] * (dz - dz_mean[group] - z * dz_z_mean[group]));
   }
 };

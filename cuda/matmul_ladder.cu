@@ -40,8 +40,8 @@ __global__ void plain(const T* __restrict__ a, const T* __restrict__ b, T* __res
 //
 // A thread's 4 rows and 4 columns are 16 apart, not neighbours: lanes next to each other then read
 // words next to each other, which lie in different banks of shared memory (there are 32, a word
-// each). The tile of a is stored with k first, for the same reason, and with a column to spare,
-// which spreads the writes, that go down its columns, over the banks.
+// each). Of a's tile, with k first too, a warp reads two words at a time however they lie; it writes
+// down columns: two to spare put a warp's words, 16 k of two rows, into all banks, and not into two.
 //
 // The inner loops have constant bounds: the compiler unrolls them, and only so can the small arrays
 // be registers, which have no index. With 64 registers a thread, as the 4 in __launch_bounds__
@@ -53,7 +53,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads* kThreads, 4)
     tiled(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, int M, int N,
           int K) {
-  __shared__ T tile_a[kStep][kTile + 1];  // [k][row]
+  __shared__ T tile_a[kStep][kTile + 2];  // [k][row]
   __shared__ T tile_b[kStep][kTile];      // [k][column]
   const int thread = threadIdx.y * kThreads + threadIdx.x;
   const int first_row = blockIdx.y * kTile, first_column = blockIdx.x * kTile;

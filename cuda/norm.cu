@@ -52,8 +52,8 @@ __global__ void weight_gradients(Norm<X> s, int64_t N, const Computed<X>* A, con
   T weight = 0, bias = 0;
   if (c < s.C) {
     for (int64_t n = threadIdx.y; n < N; n += kImages) {
-      weight += s.scale(n, c) * B[n * s.C + c];
-      bias += s.scale(n, c) * A[n * s.C + c];
+      weight += s.one_plus_scale(n, c) * B[n * s.C + c];
+      bias += s.one_plus_scale(n, c) * A[n * s.C + c];
     }
   }
   sums[0][threadIdx.y][threadIdx.x] = weight;

@@ -19,8 +19,9 @@ struct Exact {
   static __device__ T of(T x) { return x; }
 };
 
-/// What a thread loads of each tile of an operand: along k, one k of four outers; else four k of one
-/// outer. So neighbouring threads read neighbours.
+/// What a thread loads of each tile of an operand. An outer is an index that is not k: a row of a, a column of b.
+/// Where neighbours in memory lie along k, one k of four outers; else four k of one outer. So neighbouring threads
+/// read neighbours.
 template <class Factor, class Operand>
 class Loader {
  public:
@@ -67,7 +68,7 @@ class Loader {
 
 template <class T, class A, class B, class Out>
 __global__ void __launch_bounds__(kSide* kSide) tiled_product(ProductSizes s, A a, B b, Out out) {
-  __shared__ T tile_a[kStep][kTile + 1], tile_b[kStep][kTile + 1];
+  __shared__ T tile_a[kStep][kTile + 2], tile_b[kStep][kTile + 2];
   constexpr int kPiece = kTile / kSide;
   const int row_tiles = ceil_div(s.M, kTile), product = blockIdx.x / row_tiles;
   const int first_row = blockIdx.x % row_tiles * kTile, first_column = blockIdx.y * kTile;

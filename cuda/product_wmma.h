@@ -1,15 +1,16 @@
 // Rung 3 of matrix products: tensor cores.
 //
-// A warp's instruction multiplies a 16 x 8 by an 8 x 16 matrix that its lanes hold together, and adds
-// to 16 x 16 sums in float32: 2,048 multiply-adds where the tiled rung's instruction does 32. The
-// factors are rounded once, on their way to shared memory: to tf32, a float32 with 11 bits of fraction,
-// or to a type of half its size, of which an instruction takes twice the k: bfloat16, which has 8 and the
-// range of a float32, or float16, which has 11 and less range. The product of two of any is exact in float32.
+// A warp's call multiplies a 16 x 8 by an 8 x 16 matrix that its lanes hold together, and adds to
+// 16 x 16 sums in float32: four instructions of 512 multiply-adds, where the tiled rung's do 32. The
+// factors are rounded once, on their way to shared memory: to tf32, a float32 with 11 significant bits,
+// or to a type of half its size, of which a call takes twice the k in two instructions of 2,048: bfloat16,
+// which has 8 and the range of a float32, or float16, which has 11 and less range. The product of two of any
+// is exact in float32.
 //
 // Tiles and threads are the tiled rung's. The block's 8 warps share the 64 x 64 tile: each has 32
 // rows and 16 columns, two fragments of sums. A tile lies in shared memory with k first: read as a
-// matrix that is a's transpose (col_major), and b as it stands (row_major). Its rows are 16 bytes
-// longer than their data: to them wmma wants a multiple of 16 bytes, and columns want another bank.
+// matrix that is a's transpose (col_major), and b as it stands (row_major). wmma wants rows that begin
+// a multiple of 16 bytes apart; 16 bytes to spare put the numbers of a column into different banks.
 //
 // What it leaves to the next rung (product_mma.h): while a tile is copied nothing is multiplied, a lane loads 4 bytes
 // at a time, and a warp loads three fragments for two products.

@@ -1,7 +1,7 @@
 // Sum and max over any axes.
 //
-// One kernel does all shapes. The outputs run along x of a block and the terms of each along y;
-// which is how long is the launch's choice, so that a warp reads neighbours:
+// One kernel does all shapes. The outputs run along x of a block and the terms of each along y; the
+// launch chooses how many threads go along x and along y, so that a warp reads neighbours:
 //   - where the innermost axis is kept ([N, H, W, C] -> [C]), 32 neighbouring outputs along x, and
 //     each of 8 rows of threads takes every eighth term;
 //   - where it is reduced ([N, H, W, C] -> [N]), one output and 256 neighbouring terms.

@@ -20,7 +20,7 @@ enum class Rung {
 inline bool multiplies_short(Rung rung) { return rung == Rung::kMma || rung == Rung::kHopper; }
 
 /// The fastest rung that keeps the digits that are asked for (core/precision.h). Tensor cores multiply
-/// a float32 only after its fraction was cut from 24 to 11 bits (tf32, float16) or 8 (bfloat16). That is enough
+/// a float32 only after its 24 significant bits were cut to 11 (tf32, float16) or 8 (bfloat16). That is enough
 /// to train with, but it is another type: float32 means float32 here, as in PyTorch's matrix products,
 /// so that a GPU gives the CPU's numbers up to rounding. Tensor cores are for who asks for them, by the
 /// rung's name or by a short type's.

@@ -36,7 +36,7 @@ __device__ uint32_t plus(uint32_t a, uint32_t b) {
 }
 
 /// Stores 16 rows from first_row on and numbers / 4 times 8 columns from first_column on. Lane l has sums of rows l / 4
-/// and l / 4 + 8, of every 8 columns two: 2 (l % 4) and the next, in sums[column / 8 * 4 + (row is the lower one) * 2
+/// and l / 4 + 8, of every 8 columns two: 2 (l % 4) and the next, in sums[column / 8 * 4 + (row is l / 4 + 8) * 2
 /// + 0 or 1]. at(row, column) is the place in out of the numbers of a row from that column on, -1 where there are
 /// none; bias(column) is what is added to a column and the next; residual, or null, lies like out. The columns of
 /// out are a multiple of 2, and for a short type of 8.

@@ -84,7 +84,8 @@ struct SamplingStep {
 };
 
 struct SamplingOptions {
-  bool clip = true;  // x_0_hat to [-1, 1]
+  /// x_0_hat to [-1, 1]. Where the network predicts the mean itself nothing is made of x_0_hat, but what is shown of it.
+  bool clip = true;
   /// Changes x_0_hat, before it is clipped.
   std::function<Tensor(const Tensor& x_0_hat)> denoise = {};
   double eta = 0.0;  // DDIM's noise: 0 for none, 1 for as much as DDPM

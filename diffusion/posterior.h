@@ -8,7 +8,8 @@
 //   x_0_hat = sqrt(1 / alpha_bar_t) x_t - sqrt(1 / alpha_bar_t - 1) eps_theta
 // (alpha_bar_t, not alpha_t: this undoes all steps up to t at once. It is easily taken for eq. 13,
 // which undoes one step and has alpha_t under its root), and puts that into eq. 11:
-//   mu_tilde = sqrt(alpha_bar_prev_t) beta_t / (1 - alpha_bar_t) x_0_hat
+//   mu_theta = mu_tilde(x_t, x_0_hat)
+//            = sqrt(alpha_bar_prev_t) beta_t / (1 - alpha_bar_t) x_0_hat
 //            + sqrt(alpha_t) (1 - alpha_bar_prev_t) / (1 - alpha_bar_t) x_t
 // What comes out is eq. 13 again. With alpha_bar_t = alpha_t alpha_bar_prev_t, the factor
 //   of eps_theta is  -sqrt(alpha_bar_prev_t / alpha_bar_t) beta_t / sqrt(1 - alpha_bar_t)
@@ -22,7 +23,7 @@
 // well; nothing else parts the routes.) The unclipped mean minus the clipped one is
 //   sqrt(alpha_bar_prev_t) beta_t / (1 - alpha_bar_t) (x_0_hat - clamp(x_0_hat, -1, 1)),
 // eq. 11's coefficient of x_0 times what was cut off. How much is that? Let eps_theta be off by 1,
-// in one pixel. Without clipping, with T = 1000:
+// in one pixel. Without clipping, with T = 1000, t from 0:
 //
 //   schedule    t   x_0_hat is off by         coefficient   the mean is off by
 //                   sqrt(1/alpha_bar_t - 1)   of x_0        their product
@@ -39,7 +40,7 @@
 // up: docs/clipping.md); at the end of the cosine schedule it does not, and clipping is what keeps
 // the mean bounded. At t = 0, the last sampling
 // step, the coefficient of x_0 is 1 and that of x_t is 0: the sample *is* x_0_hat, and clipping
-// keeps it within [-1, 1]. On the way x_0_hat is also what DDIM needs and what a picture of the
+// keeps it within [-1, 1]. (Training clips nothing: losses.h.) On the way x_0_hat is also what DDIM needs and what a picture of the
 // model's present guess shows.
 //
 // Images are [N, H, W, C], float32 or float64 (any rank will do: only the batch is told apart);
@@ -90,7 +91,7 @@ Tensor posterior_variance(const Schedule& schedule, const Tensor& t, const Tenso
 /// Eq. 11: mu_tilde.
 Tensor q_posterior_mean(const Schedule& schedule, const Tensor& x_0, const Tensor& x_t,
                         const Tensor& t);
-/// Eq. 12. The log variance is clipped: at t = 0 it is that of t = 1.
+/// Eq. 12. The log variance at t = 0, where the variance is 0, is that of t = 1.
 Gaussian q_posterior(const Schedule& schedule, const Tensor& x_0, const Tensor& x_t,
                      const Tensor& t);
 

@@ -6,8 +6,9 @@
 // thread after another, and you can [step through it](../docs/cuda-without-a-gpu.md).
 //
 // CUDA is C++ with a few more words. `__global__` marks a kernel, `__device__` a function that it
-// calls. Threads come in *blocks* of up to 1,024; those of one block can wait for each other. A
-// launch says how many blocks, the *grid*, of how many threads: `kernel<<<2, 32>>>(x, y)`, or, as
+// calls. Threads come in *blocks* of up to 1,024; those of one block can wait for each other. It
+// runs on one of the GPU's up to some 150 *multiprocessors*, and several share one while its
+// registers and its shared memory suffice. A launch says how many blocks, the *grid*, of how many threads: `kernel<<<2, 32>>>(x, y)`, or, as
 // any C++ compiler reads it, `launch<kernel>({.grid = 2, .block = 32}, x, y)`. All 64 threads run
 // the same lines, and tell by numbers who they are: `threadIdx.x` is 0 to 31 in each block,
 // `blockIdx.x` 0 or 1, `blockDim.x` 32, so `blockIdx.x * blockDim.x + threadIdx.x` is 0 to 63.
@@ -36,7 +37,8 @@ namespace {
 // So a row is walked over three times: for $m$, for the sum, to write $y$: little arithmetic for
 // much memory. We count what that costs on a GPU: how often its large, slow, *global* memory is
 // read, and how often threads wait: at barriers, where a block meets, and in shuffles, where the 32
-// threads of a *warp* (a block is cut into warps, which go in step) hand on a register.
+// threads of a *warp* hand on a register. (A block is cut into warps, whose threads mostly go in
+// step; nothing promises it, so they too meet at barriers or in shuffles.)
 constexpr int kRows = 64, kColumns = 256;
 
 struct Counts {

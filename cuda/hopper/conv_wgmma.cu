@@ -12,8 +12,8 @@
 // has a solution for every other kh only, the even or the odd ones, as h + padding is. So there are four kinds of
 // pixels, of even and odd h and w, each the convolution with a part of the taps; pixels of a kind are one apart
 // in dout, and the result goes to every other pixel of dx. (Zeros between the pixels of dout would make it one
-// convolution, of four times the work.) The weight lies there as it is, which makes its rows in memory run
-// along the columns.
+// convolution, of four times the work.) The weight is not transposed for this: its rows in memory run along c, which
+// are the columns here and not k (Layout::kAlongOuter).
 //
 // In the gradient of the weight the pixels are the k, 64 in a box; rows are c_out, columns the 64 c at a time
 // of all taps. Both factors lie along their outers then. There are few tiles of results and many pixels, so
@@ -51,7 +51,9 @@ struct Side {
   __device__ int met(int i, int j) const { return i * scale + offset + j * direction; }
 };
 
-/// For the input pixels i * stride + phase, or forward (phase 0) for output pixels.
+/// For output pixels i, or for the input pixels i * stride + phase. There h = i stride + phase and kh = first + j stride,
+/// put into h + padding - kh = h_out stride, give h_out = i - j + (phase + padding - first) / stride, and that is whole
+/// for first = (phase + padding) mod stride. Pixels of a kind that no tap meets have count 0, and a gradient of 0.
 template <bool of_input>
 __device__ Side side(int taps, int stride, int padding, int phase) {
   if constexpr (!of_input) {
@@ -171,7 +173,8 @@ __global__ void __launch_bounds__(kThreads)
   store_tile<WeightTile>(group, sums, partial, nullptr, at, no_bias);
 }
 
-/// `pixels` of them, powers of two a side; the engine copies every `stride`-th of what spans 256 a side at most.
+/// A box of `pixels` pixels, each side a power of two. The engine takes every stride-th pixel of a span of at most 256
+/// a side.
 Pixels box_of(int pixels, const Pixels& all, int stride) {
   const int w = std::min({int(std::bit_ceil(unsigned(all.w))), pixels, 256 / stride});
   const int h = std::min({int(std::bit_ceil(unsigned(all.h))), pixels / w, 256 / stride});
@@ -197,8 +200,8 @@ Pixels input_pixels(const ConvSizes& s, int N) {
   return {N, ceil_div(s.H, s.stride), ceil_div(s.W, s.stride)};
 }
 
-/// The largest tiles of which there are enough for all multiprocessors. (What a tile's size does not change is
-/// any sum.) of_input as for the kernel.
+/// The largest tiles of which there are enough for all multiprocessors. (The size of a tile changes
+/// no sum.) of_input as for the kernel.
 template <bool of_input, class E, class Out>
 void launch_conv(const ConvSizes& s, int N, const E* x, const E* weight, const float* bias,
                  const Out* residual, Out* out, cudaStream_t stream) {

@@ -7,8 +7,8 @@
 //   the engine computes addresses, fills with zeros beyond the edges, and swizzles: no thread spends
 //   an instruction or a register on a number of a tile.
 //
-//   Nobody waits in turn. Several tiles deep, a warp asks for copies (the producer) while two groups of
-//   four warps multiply (the consumers). They meet at barriers in shared memory: `full`, which
+//   Copying and multiplying overlap. One warp, the producer, asks for copies several tiles ahead, while two
+//   groups of four warps, the consumers, multiply. They meet at barriers in shared memory: `full`, which
 //   completes when the bytes have come, and `empty`, when all consumers have done with a tile. A
 //   barrier completes phase after phase, and one waits for a phase by its parity.
 //

@@ -1,7 +1,7 @@
 // Stands in for CUDA's header of this name: bfloat16, the upper half of a float.
 //
 // Arithmetic is in float, rounded once more to bfloat16. For + - * / that is the correctly rounded
-// result: a float has 24 bits of fraction, more than twice a bfloat16's 8 and two.
+// result: a float has 24 significant bits, more than twice a bfloat16's 8 and two.
 #pragma once
 
 #include <bit>

@@ -1,7 +1,7 @@
 // Stands in for CUDA's header of this name: half, 1 + 5 + 10 bits.
 //
 // Arithmetic is in float, rounded once more to half. For + - * / that is the correctly rounded
-// result: a float has 24 bits of fraction, just twice a half's 11 and two.
+// result: a float has 24 significant bits, just twice a half's 11 and two.
 #pragma once
 
 #include <bit>

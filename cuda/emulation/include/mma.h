@@ -6,7 +6,7 @@
 // say how: a kernel may do to all elements of a fragment the same thing, and must not ask where
 // they sit. Every call here needs all 32 lanes.
 //
-// Products are exact in float (8 + 8 or 11 + 11 bits of fraction) and added in the order of k. A tf32
+// Products are exact in float (8 + 8 or 11 + 11 significant bits) and added in the order of k. A tf32
 // is a float of which tensor cores ignore the last 13 bits: so do we, and a kernel that forgets to
 // round (__float_to_tf32) loses digits here too.
 // Tensor cores add in groups, and cut off bits where a float addition rounds.
