@@ -20,9 +20,9 @@
 
 namespace mutilde::cuda {
 
-/// sums += a b, of 16 x 16 by 16 x 8, of E: __nv_bfloat16 or __half. Of a come first the upper and the lower left matrix, then those to the
-/// right; of the sums the upper and the lower one; of b, whose k run along the rows in a register (it is
-/// held transposed), k 0-7 and 8-15.
+/// sums += a b, of 16 x 16 by 16 x 8, of E: __nv_bfloat16 or __half. Of a come first the upper and the lower left
+/// matrix, then those to the right; of the sums the upper and the lower one; of b, whose k run along the rows in
+/// a register (it is held transposed), k 0-7 and 8-15.
 template <class E>
 __device__ void multiply(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if constexpr (std::is_same_v<E, __half>) {

@@ -136,13 +136,23 @@ void for_factors(const Way& way, const F& f) {
   }
 }
 
+/// Tiles of so many columns, which are y of a grid.
+inline unsigned column_tiles(int columns, int of_tile) {
+  constexpr int kMost = 65535;
+  const int tiles = ceil_div(columns, of_tile);
+  if (tiles > kMost)
+    fail<ShapeError>("cuda: a product with {} columns is over what the GPU's kernel counts",
+                     columns);
+  return static_cast<unsigned>(tiles);
+}
+
 template <class T, class A, class B>
 void launch_product(const Way& way, const ProductSizes& s, int products, const A& a, const B& b,
                     const Store<T>& out) {
   using Sum = Computed<T>;
   const auto grid = [&](int rows, int columns) {
     return dim3(static_cast<unsigned>(ceil_div(s.M, rows)) * static_cast<unsigned>(products),
-                static_cast<unsigned>(ceil_div(s.N, columns)));
+                column_tiles(s.N, columns));
   };
   if (way.rung == Rung::kPlain) {
     return launch<plain_product<Sum, A, B, Store<T>>>(

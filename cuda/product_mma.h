@@ -194,7 +194,7 @@ void launch_product(const ProductSizes& s, int products, const A& a, const B& b,
   const auto launch_with = [&]<int columns>() {
     launch<product<A, B, columns, Out>>(
         {.grid = {static_cast<unsigned>(ceil_div(s.M, kRows)) * static_cast<unsigned>(products),
-                  static_cast<unsigned>(ceil_div(s.N, columns))},
+                  column_tiles(s.N, columns)},
          .block = kThreads,
          .shared_bytes = kStages * sizeof(Stage<A, B, columns>),
          .stream = stream},

@@ -113,6 +113,8 @@ if [[ "${1:-}" == --build-only ]]; then
 fi
 if ! $failed; then
   stage tests 120 "$build/tests/cuda/cuda_tests" --gtest_brief=1
+  # The same with each step collected into a CUDA graph first.
+  MUTILDE_CUDA_GRAPH=1 stage graphs 30 "$build/tests/cuda/cuda_tests" --gtest_brief=1 --gtest_filter='CudaTrainer.*'
   if [[ -n "$peers" ]]; then
     touch "$turn"
     stage compare 200 bash -c "tail --pid=$peers -f /dev/null; cat $build/peers.log; test -s $build/compare.json"
@@ -126,7 +128,7 @@ if ! $failed; then
   if command -v compute-sanitizer >/dev/null; then
     # Without the caching allocator, in whose memory no tensor's end is seen.
     MUTILDE_CUDA_CACHE=0 stage memcheck 90 compute-sanitizer --error-exitcode 1 "$build/tests/cuda/cuda_tests" \
-      "$step:CudaRungs.*"
+      "$step:CudaRungs.*:Cuda/ShortConvolution.*"
     stage racecheck 120 compute-sanitizer --tool racecheck --error-exitcode 1 "$build/tests/cuda/cuda_tests" \
       "--gtest_filter=CudaTrainer.AStepInBfloat16*"  # it is the slowest of all by far
   else

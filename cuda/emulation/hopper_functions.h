@@ -32,7 +32,7 @@ struct alignas(64) CUtensorMap {
 
 namespace mutilde::emulation {
 
-/// Throws Error for what cuTensorMapEncodeTiled would refuse.
+/// Throws Error for what of our arrays cuTensorMapEncodeTiled would refuse: their alignment, sizes, box and steps.
 CUtensorMap make_tensor_map(const void* array, int rank, const uint64_t* sizes, const uint32_t* box,
                             const uint32_t* steps);
 void copy_box(const CUtensorMap& map, const int* begin, void* tile, uint64_t* barrier);

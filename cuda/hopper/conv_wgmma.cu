@@ -176,8 +176,10 @@ __global__ void __launch_bounds__(kThreads)
 /// A box of `pixels` pixels, each side a power of two. The engine takes every stride-th pixel of a span of at most 256
 /// a side.
 Pixels box_of(int pixels, const Pixels& all, int stride) {
-  const int w = std::min({int(std::bit_ceil(unsigned(all.w))), pixels, 256 / stride});
-  const int h = std::min({int(std::bit_ceil(unsigned(all.h))), pixels / w, 256 / stride});
+  const int w =
+      std::min({int(std::bit_ceil(unsigned(std::min(all.w, 256)))), pixels, 256 / stride});
+  const int h =
+      std::min({int(std::bit_ceil(unsigned(std::min(all.h, 256)))), pixels / w, 256 / stride});
   return {pixels / w / h, h, w};
 }
 
