@@ -112,26 +112,29 @@ class GpuFor {
 #endif
 };
 
+/// Each number of the plain rung's, up to `allowed`.
+void expect_plain(const Variant& v, const Compute& compute, const Make& make, double allowed,
+                  bool reverse = false) {
+  const GpuFor gpu(v.rung, reverse);
+  if (!gpu.is_here()) return;
+  const auto expected = result(Rung::kPlain, Precision::kFloat32, compute, make);
+  const auto actual = result(v.rung, v.precision, compute, make);
+  ASSERT_EQ(actual.size(), expected.size());
+  for (size_t i = 0; i < actual.size(); ++i) {
+    if (std::abs(actual[i] - expected[i]) <= allowed) continue;
+    FAIL() << name_of(v) << (reverse ? ", threads in reverse" : "") << ": element " << i << " is "
+           << actual[i] << ", not " << expected[i];
+  }
+}
+
 /// The rung gives the plain one's bits where nothing is rounded, so that no product may be missing,
 /// twice there or in another's place; and on other numbers what rounding allows. Each element is a sum
 /// of at most `terms` products of at most 1.
 void check_rung(const Variant& v, double terms, const Compute& compute) {
-  const auto expect_plain = [&](const Make& make, double allowed, bool reverse = false) {
-    const GpuFor gpu(v.rung, reverse);
-    if (!gpu.is_here()) return;
-    const auto expected = result(Rung::kPlain, Precision::kFloat32, compute, make);
-    const auto actual = result(v.rung, v.precision, compute, make);
-    ASSERT_EQ(actual.size(), expected.size());
-    for (size_t i = 0; i < actual.size(); ++i) {
-      if (std::abs(actual[i] - expected[i]) <= allowed) continue;
-      FAIL() << name_of(v) << (reverse ? ", threads in reverse" : "") << ": element " << i << " is "
-             << actual[i] << ", not " << expected[i];
-    }
-  };
-  expect_plain(exact_numbers(v.dtype), 0);
+  expect_plain(v, compute, exact_numbers(v.dtype), 0);
 #ifndef __CUDACC__
   // In one of the two orders of threads a missing barrier shows.
-  if (multiplies_short(v.rung)) expect_plain(exact_numbers(v.dtype), 0, true);
+  if (multiplies_short(v.rung)) expect_plain(v, compute, exact_numbers(v.dtype), 0, true);
 #endif
   // Each rung rounds each product and each of the partial sums, which are below `terms`.
   double sums = terms * (terms + 1) * (v.dtype == DType::kFloat64 ? 0x1p-52 : 0x1p-23);
@@ -141,12 +144,13 @@ void check_rung(const Variant& v, double terms, const Compute& compute) {
   // And tensor cores both factors of each product to 11 or 8 bits, at most 1.
   double factors = 0;
   if (type != nullptr) {
-    expect_plain(any_numbers(type->dtype, v.dtype), sums);
+    expect_plain(v, compute, any_numbers(type->dtype, v.dtype), sums);
     if (v.rung != Rung::kTiled) factors = type->half_unit / 2;
   } else if (v.rung == Rung::kWmma) {
     factors = 0x1p-12;
   }
-  expect_plain(any_numbers(v.dtype, v.dtype), sums + terms * (2 * factors + factors * factors));
+  expect_plain(v, compute, any_numbers(v.dtype, v.dtype),
+               sums + terms * (2 * factors + factors * factors));
 }
 
 void check_rungs(double terms, const Compute& compute) {
@@ -349,22 +353,32 @@ INSTANTIATE_TEST_SUITE_P(
         // No square, with an even size, and a padding that is a kernel's height.
         Convolution{{2, 6, 7, 8}, {8, 2, 5, 8}, {2, 5, 4, 8}, {2, 2}},
         // A column, of every other pixel.
-        Convolution{{3, 300, 1, 8}, {8, 3, 3, 8}, {3, 150, 1, 8}, {2, 1}},
-        // Enough tiles of 256 pixels, and of 256 channels, for the multiprocessors of the emulation.
-        Convolution{{4, 17, 16, 16}, {72, 3, 3, 16}, {4, 17, 16, 72}, {1, 1}},
-        Convolution{{4, 11, 13, 136}, {200, 1, 1, 136}, {4, 11, 13, 200}, {1, 0}}),
+        Convolution{{3, 300, 1, 8}, {8, 3, 3, 8}, {3, 150, 1, 8}, {2, 1}}),
     kName);
 
-#ifdef __CUDACC__
-// Enough for those of a GPU, 132 of an H100: tiles of 128 x 256, of 256 x 128 and small ones, two a multiprocessor.
-INSTANTIATE_TEST_SUITE_P(
-    CudaLarge, ShortConvolution,
-    ::testing::Values(Convolution{{16, 32, 32, 256}, {256, 3, 3, 256}, {16, 32, 32, 256}, {1, 1}},
-                      Convolution{{32, 32, 32, 128}, {128, 3, 3, 128}, {32, 32, 32, 128}, {1, 1}},
-                      Convolution{{17, 32, 32, 128}, {128, 3, 3, 128}, {17, 32, 32, 128}, {1, 1}},
-                      Convolution{{32, 32, 32, 128}, {128, 3, 3, 128}, {32, 16, 16, 128}, {2, 1}}),
-    kName);
-#endif
+// The more tiles a product has the larger they may be, where there are enough for all multiprocessors: here of 128 x 256,
+// of 256 x 128 and of 128 x 128 two a multiprocessor. An image is a tile's 128 pixels, but for its edges.
+TEST(CudaRungs, TilesOfEverySizeGiveThePlainProducts) {
+  use_cuda();
+  const int64_t enough = ceil_div(multiprocessors() * 9, 10);
+  const std::array<int64_t, 2> sizes[] = {
+      {enough, 256}, {2 * enough, 128}, {multiprocessors() + 1, 128}};
+  for (const auto& [N, columns] : sizes) {
+    for (const int64_t stride : {1, 2}) {
+      const Shape many{N, 7, 15, columns}, few{N, 7, 15, 8};
+      const int64_t H = stride == 1 ? 7 : 4, W = stride == 1 ? 15 : 8;
+      const Convolution to_many{few, {columns, 3, 3, 8}, {N, H, W, columns}, {stride, 1}};
+      const Convolution of_many{many, {8, 3, 3, columns}, {N, H, W, 8}, {stride, 1}};
+      for (const Rung rung : kShortRungs) {
+        for (const ShortType& type : kShortTypes) {
+          const Variant variant{rung, type.dtype, type.precision};
+          expect_plain(variant, forward(to_many), exact_numbers(type.dtype), 0);
+          expect_plain(variant, backward_input(of_many), exact_numbers(type.dtype), 0);
+        }
+      }
+    }
+  }
+}
 
 TEST(CudaRungs, HoppersMatmulIsTheLaddersThird) {
   use_cuda();
