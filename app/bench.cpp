@@ -28,7 +28,7 @@ namespace {
 
 struct BenchFlags {
   Settings settings;  // those on the command line
-  std::string preset = "small", mode = "train", device = "cpu", precision = "fp32", picture;
+  std::string preset = "small", mode = "train", device = "auto", precision = "fp32", picture;
   int64_t steps = 5;
   bool profile = false, shapes = false, serve = false;
 };

@@ -93,7 +93,14 @@ void TrainRun::note_steps() {
   const std::vector<StepReport> reports = trainer_.take_reports();
   for (const StepReport& report : reports) {
     log_.add(report, trainer_.settings().batch_size, std::exchange(unnoted_seconds_, 0));
-    recent_loss_ = recent_loss_ == 0 ? report.loss : 0.9 * recent_loss_ + 0.1 * report.loss;
+    if (report.skipped) {  // each step is noted by itself then, so that the scale is this one's
+      progress_.message(
+          fmt::format("step {} skipped: its loss or gradient is not finite; "
+                      "lg_loss_scale is {:.3f} now",
+                      report.step, *trainer_.lg_loss_scale()));
+    }
+    if (std::isfinite(report.loss))
+      recent_loss_ = recent_loss_ == 0 ? report.loss : 0.9 * recent_loss_ + 0.1 * report.loss;
     progress_.update(report.step, fmt::format("loss {:.4f}  {:.1f} images/s", recent_loss_,
                                               log_.images_per_second()));
     if (report.step % options_.log_interval == 0) log_.write_row();
@@ -126,8 +133,8 @@ void TrainRun::draw_loss() {
 }
 
 /// A step that failed left the weights as they were, so they are worth keeping (unless the step
-/// before it broke them); the older checkpoints stay too, for a loss that went wrong some steps
-/// ago.
+/// before it broke them, or the device is lost with all that is on it); the older checkpoints stay
+/// too, for a loss that went wrong some steps ago.
 void TrainRun::save_after_error() noexcept {
   const auto attempt = [](const auto& action) {
     try {
@@ -138,18 +145,28 @@ void TrainRun::save_after_error() noexcept {
   attempt([&] { settle(); });
   attempt([&] { progress_.clear(); });
   attempt([&] { log_.write_row(); });
-  const int64_t step = trainer_.step_count();
-  if (step == first_step_ || step == last_saved_) return;
   attempt([&] {
-    if (!all_finite(trainer_.optimizer().parameters())) {
-      fmt::print(stderr, "step {} left weights that are not finite; they are not saved\n", step);
-      return;
+    const int64_t step = trainer_.step_count();
+    const bool trained = step != first_step_ && step != last_saved_;
+    if (trained) {
+      try {
+        if (!all_finite(trainer_.optimizer().parameters()))
+          fail<Error>("its weights are not finite");
+        save_checkpoint(numbered_file(out_, "checkpoint", step, "safetensors"), trainer_);
+        draw_loss();
+      } catch (const std::exception& error) {
+        fmt::print(stderr, "what was trained to step {} could not be saved: {}\n", step,
+                   error.what());
+      }
     }
-    const auto path = numbered_file(out_, "checkpoint", step, "safetensors");
-    save_checkpoint(path, trainer_);
-    fmt::print(stderr, "saved after step {}; to go on: mutilde train --resume {}\n", step,
-               path.string());
-    draw_loss();
+    const auto found = checkpoints_in(out_);
+    if (!found.empty()) {
+      const auto& [last, path] = *found.rbegin();
+      fmt::print(stderr, "the last checkpoint is of step {}; to go on: mutilde train --resume {}\n",
+                 last, path.string());
+    } else if (trained) {
+      fmt::print(stderr, "there is no checkpoint\n");
+    }
   });
 }
 

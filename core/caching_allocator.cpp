@@ -70,8 +70,19 @@ void* CachingAllocator::new_segment(Pool& pool, size_t size, size_t& segment) {
   if (void* data = allocate_(segment); data != nullptr) return data;
   segment = size;  // a tight fit may be there where a whole segment is not
   if (void* data = allocate_(segment); data != nullptr) return data;
+  if (holds_) return nullptr;
   release_cached_locked();
   return allocate_(segment);
+}
+
+void CachingAllocator::hold() {
+  std::lock_guard lock(mutex_);
+  holds_ = true;
+}
+
+void CachingAllocator::let_go() {
+  std::lock_guard lock(mutex_);
+  holds_ = false;
 }
 
 void CachingAllocator::release(void* data, size_t bytes) {

@@ -34,6 +34,10 @@ class CachingAllocator {
   void* allocate(size_t bytes);
   void release(void* data, size_t bytes);
   void release_cached();
+  /// From now on nothing that is cached goes back to the system, where work that was not started yet may use it
+  /// (cuda/graph.h): what finds no room is out of memory.
+  void hold();
+  void let_go();
   MemoryStats stats() const;
   void reset_peak();
 
@@ -63,7 +67,7 @@ class CachingAllocator {
   std::array<Pool, 2> pools_{{{size_t{2} << 20, {}, {}}, {size_t{64} << 20, {}, {}}}};
   Allocate allocate_;
   Release release_;
-  bool caches_;
+  bool caches_, holds_ = false;
   mutable std::mutex mutex_;
   MemoryStats stats_;
 };

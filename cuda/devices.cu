@@ -20,14 +20,37 @@ std::string why_none(cudaError_t error) {
   }
 }
 
+constexpr int kLeastCapability = 80;  // 8.0: the kernels are compiled for it and for later ones
+
+/// 90 for 9.0.
+int capability_of(int index) {
+  int major = 0, minor = 0;
+  cuda::check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index),
+              "cudaDeviceGetAttribute");
+  cuda::check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index),
+              "cudaDeviceGetAttribute");
+  return 10 * major + minor;
+}
+
+/// The GPUs before the first one that is too old: CUDA counts from the fastest.
 CudaDevices find() {
   CudaDevices found;
-  const cudaError_t error = cudaGetDeviceCount(&found.count);
+  int all = 0;
+  const cudaError_t error = cudaGetDeviceCount(&all);
   if (error != cudaSuccess) {
     cudaGetLastError();
-    found.count = 0;
+    all = 0;
   }
-  if (found.count == 0) found.why_none = why_none(error);
+  while (found.count < all && capability_of(found.count) >= kLeastCapability) ++found.count;
+  if (found.count > 0) return found;
+  if (all == 0) {
+    found.why_none = why_none(error);
+  } else {
+    found.why_none = fmt::format(
+        "the GPU has compute capability {:.1f}, and the kernels want {:.1f} at least "
+        "(CUDA_VISIBLE_DEVICES chooses another one)",
+        capability_of(0) / 10.0, kLeastCapability / 10.0);
+  }
   return found;
 }
 

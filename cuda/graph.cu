@@ -14,16 +14,18 @@ cudaStream_t default_stream() { return cudaStreamPerThread; }
 /// Collects until it is told to end, or until something is thrown.
 class Capture {
  public:
-  explicit Capture(Staging& staging) : staging_(staging) {
+  Capture(CachingAllocator& memory, Staging& staging) : memory_(memory), staging_(staging) {
     // Relaxed: the allocator may still ask for memory.
     check(cudaStreamBeginCapture(default_stream(), cudaStreamCaptureModeRelaxed),
           "cudaStreamBeginCapture");
+    memory_.hold();
     staging_.hold();
   }
   ~Capture() {
     if (graph_ == nullptr) cudaStreamEndCapture(default_stream(), &graph_);
     if (graph_ != nullptr) cudaGraphDestroy(graph_);
     staging_.let_go();
+    memory_.let_go();
     cudaGetLastError();
   }
   Capture(const Capture&) = delete;
@@ -35,6 +37,7 @@ class Capture {
   }
 
  private:
+  CachingAllocator& memory_;
   Staging& staging_;
   cudaGraph_t graph_ = nullptr;
 };
@@ -43,7 +46,12 @@ class Capture {
 
 bool graphs_wanted() {
   const char* text = std::getenv("MUTILDE_CUDA_GRAPH");
-  return text != nullptr && std::strcmp(text, "1") == 0;
+  if (text == nullptr || std::strcmp(text, "1") != 0) return false;
+#ifdef __CUDACC__
+  return caches();  // or what is freed is gone before the work that uses it has been started
+#else
+  return true;  // what is collected has run
+#endif
 }
 
 Graph::~Graph() {
@@ -56,7 +64,7 @@ void Graph::run(const std::function<void()>& work) {
     warm_ = true;
     return;
   }
-  Capture capture(staging_);
+  Capture capture(memory_, staging_);
   work();
   start(capture.end());
 }

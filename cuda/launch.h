@@ -5,6 +5,9 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdlib>
+#include <string>
+#include <string_view>
 
 #include <cuda_runtime.h>
 
@@ -17,8 +20,37 @@
 
 namespace mutilde::cuda {
 
-inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) fail<Error>("{}: {}", what, cudaGetErrorString(error));
+/// Throws Error: what failed, and why, once. A fault of a kernel is told by a later call, whatever
+/// that does, and by all from then on: by the one that waits for the device too.
+inline void check(cudaError_t error, std::string_view what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or the next launch would tell it again
+  const bool may_be_a_kernels = error >= cudaErrorIllegalAddress && error < cudaErrorNotPermitted;
+  const char* blocking = std::getenv("CUDA_LAUNCH_BLOCKING");
+  const bool launches_wait = blocking != nullptr && *blocking != '0';
+  fail<Error>(
+      "{}: {}{}", what, cudaGetErrorString(error),
+      may_be_a_kernels && !launches_wait && cudaDeviceSynchronize() == error
+          ? "; a kernel that was launched before has failed: with CUDA_LAUNCH_BLOCKING=1 in the "
+            "environment this message names it"
+          : "");
+}
+
+template <auto kernel>
+constexpr const char* pretty_function() {
+  return __PRETTY_FUNCTION__;
+}
+
+/// "mutilde::map<float, Silu>"; from clang 14 "mutilde::map", from nvcc "map<float, Silu>".
+template <auto kernel>
+constexpr std::string_view kernel_name() {
+  // "... pretty_function() [with auto kernel = NAME]" or, from clang, "... [kernel = &NAME]".
+  constexpr std::string_view kKey = "kernel = ";
+  std::string_view name = pretty_function<kernel>();
+  name.remove_prefix(name.find(kKey) + kKey.size());
+  name.remove_suffix(1);
+  if (name.starts_with('&')) name.remove_prefix(1);
+  return name;
 }
 
 struct LaunchConfig {
@@ -31,39 +63,44 @@ struct LaunchConfig {
   int line = __builtin_LINE();
 };
 
+inline std::string launch_text(const char* when, std::string_view kernel,
+                               const LaunchConfig& config) {
+  return fmt::format(
+      "cuda: {} of {} at {}:{} (grid {},{},{}, block {},{},{}, {} bytes of shared memory)", when,
+      kernel, config.file, config.line, config.grid.x, config.grid.y, config.grid.z, config.block.x,
+      config.block.y, config.block.z, config.shared_bytes);
+}
+
 /// Starts a kernel:
 ///
 ///   launch<matmul_tiled<float>>({.grid = {8, 4}, .block = 256}, a, b, out, M, N, K);
 ///
 /// The kernel is a template argument so that its name is known without a macro. On a GPU this
-/// returns at once, and throws Error if the launch was refused; emulated, it returns when the
-/// kernel is done, and throws emulation::KernelFault for all that went wrong in it.
+/// returns at once, and throws Error if the launch was refused, or if something failed before it and
+/// was not told; emulated, it returns when the kernel is done, and throws emulation::KernelFault for
+/// all that went wrong in it.
 template <auto kernel, class... Arguments>
 void launch(const LaunchConfig& config, Arguments... arguments) {
   static_assert((sizeof(Arguments) + ... + 0) <= 4096, "a kernel takes 4 KiB of arguments");
+  cudaError_t error = cudaPeekAtLastError();
+  if (error != cudaSuccess)
+    check(error, launch_text("before the launch", kernel_name<kernel>(), config));
 #ifdef __CUDACC__
   // Up to 48 KiB are free to use, more must be asked for.
-  cudaError_t error =
-      config.shared_bytes <= 48 * 1024
-          ? cudaSuccess
-          : cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+  if (config.shared_bytes > 48 * 1024) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(config.shared_bytes));
+  }
   if (error == cudaSuccess) {
     kernel<<<config.grid, config.block, config.shared_bytes, config.stream>>>(arguments...);
     error = cudaGetLastError();
   }
-  if (error != cudaSuccess) {
-    fail<Error>(
-        "cuda: the launch at {}:{} was refused: {} (grid {},{},{}, block {},{},{}, {} bytes "
-        "of shared memory)",
-        config.file, config.line, cudaGetErrorString(error), config.grid.x, config.grid.y,
-        config.grid.z, config.block.x, config.block.y, config.block.z, config.shared_bytes);
-  }
+  if (error != cudaSuccess) check(error, launch_text("launch", kernel_name<kernel>(), config));
 #else
   // A kernel has a copy of its arguments, and so has each of its threads.
   const auto run_thread = [&] { kernel(arguments...); };
   emulation::run_grid(
-      {.kernel = emulation::kernel_name<kernel>(),
+      {.kernel = kernel_name<kernel>(),
        .grid = config.grid,
        .block = config.block,
        .shared_bytes = config.shared_bytes,

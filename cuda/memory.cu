@@ -25,7 +25,7 @@ CudaBackend::CudaBackend(int index, Rung rung)
       rung_(rung),
       allocator_(
           allocate_on_gpu, [](void* data, size_t) { cudaFree(data); }, caches()) {
-  if (graphs_wanted()) graph_.emplace(staging_);
+  if (graphs_wanted()) graph_.emplace(allocator_, staging_);
 }
 
 void* CudaBackend::allocate(size_t bytes) {

@@ -43,16 +43,22 @@ Staging::~Staging() {
 }
 
 Staging::Block Staging::take(size_t bytes) {
-  Block block{pinned_.allocate(bytes), bytes, nullptr};
-  const cudaError_t error = cudaEventCreateWithFlags(&block.done, cudaEventDisableTiming);
-  if (error != cudaSuccess) pinned_.release(block.data, bytes);
-  check(error, "cudaEventCreateWithFlags");
-  return block;
+  cudaEvent_t done = nullptr;
+  check(cudaEventCreateWithFlags(&done, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+  try {
+    return {pinned_.allocate(bytes), bytes, true, done};
+  } catch (const OutOfMemoryError&) {
+    return {::operator new(bytes), bytes, false, done};
+  }
 }
 
 void Staging::give_back(const Block& block) {
   cudaEventDestroy(block.done);
-  pinned_.release(block.data, block.bytes);
+  if (block.pinned) {
+    pinned_.release(block.data, block.bytes);
+  } else {
+    ::operator delete(block.data);
+  }
 }
 
 void Staging::copy_to_device(const void* host, void* device, size_t bytes) {

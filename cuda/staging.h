@@ -3,6 +3,8 @@
 // A GPU's copy engine runs beside the host only to and from memory that the system may not move:
 // pinned. Data on its way to the device is put into such memory first, and the caller's own is free
 // again at once; the pinned block is when the copy is done, which an event behind it tells.
+// Where the system gives no pinned memory (more), other memory takes its place: the same copies, and
+// the host may wait for each.
 #pragma once
 
 #include <deque>
@@ -43,6 +45,7 @@ class Staging {
   struct Block {
     void* data;
     size_t bytes;
+    bool pinned;
     cudaEvent_t done;
   };
 

@@ -98,6 +98,7 @@ std::string_view last_kernel() { return launched_last; }
 void run_grid(const Launch& launch) {
   check(launch);
   launched_last = launch.kernel;
+  if (int64_t& left = options().launches_until_lost; left > 0) --left;
   report_on_death(
       [] { return Block::running() == nullptr ? std::string() : Block::running()->where(); });
   Progress progress;

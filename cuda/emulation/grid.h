@@ -27,21 +27,4 @@ void run_grid(const Launch& launch);
 /// The name of the kernel that this host thread launched last.
 std::string_view last_kernel();
 
-template <auto kernel>
-constexpr const char* pretty_function() {
-  return __PRETTY_FUNCTION__;
-}
-
-/// "mutilde::map<float, Silu>"; from clang 14 "mutilde::map".
-template <auto kernel>
-constexpr std::string_view kernel_name() {
-  // "... pretty_function() [with auto kernel = NAME]" or, from clang, "... [kernel = &NAME]".
-  constexpr std::string_view kKey = "kernel = ";
-  std::string_view name = pretty_function<kernel>();
-  name.remove_prefix(name.find(kKey) + kKey.size());
-  name.remove_suffix(1);
-  if (name.starts_with('&')) name.remove_prefix(1);
-  return name;
-}
-
 }  // namespace mutilde::emulation

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "cuda/emulation/runtime_api.h"
 
@@ -20,10 +21,16 @@ struct Options {
   /// The least of the targets' limits (sm_86 and sm_89; sm_80 has 163 KiB, sm_90 and sm_100 have
   /// 227): what runs here fits all of them.
   size_t shared_bytes_per_block = 99 * 1024;
+  /// The GPU's compute capability, 80 for 8.0; a Hopper's is 90.
+  int capability = 80;
   /// The GPU is a Hopper (sm_90): it has the instructions of cuda/hopper, and its own limit.
   bool hopper = false;
   /// No single block of memory can be larger. (What is in use does not count.)
   size_t memory_bytes = size_t{16} << 30;
+  size_t pinned_bytes = size_t{16} << 30;  // the same of cudaMallocHost's
+  /// After so many launches the device is lost, as by a kernel that wrote where it may not: from
+  /// then on every call that can fail does. Counted down; negative: never.
+  int64_t launches_until_lost = -1;
   /// What cudaGetDeviceCount says; unless it is success, there is no device.
   cudaError_t device_error = cudaSuccess;
 };

@@ -15,11 +15,12 @@ enum cudaError_t {
   cudaErrorInsufficientDriver = 35,
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
+  cudaErrorIllegalAddress = 700,
+  cudaErrorNotPermitted = 800,
 };
-const char* cudaGetErrorName(cudaError_t error);
 const char* cudaGetErrorString(cudaError_t error);
 /// The last error of a call of this file on this host thread; the first forgets it. A kernel that
-/// fails does not show here: its launch has thrown.
+/// fails does not show here: its launch has thrown. (Unless options() let the device be lost.)
 cudaError_t cudaGetLastError();
 cudaError_t cudaPeekAtLastError();
 
@@ -58,7 +59,6 @@ inline const cudaStream_t cudaStreamPerThread = nullptr;
 cudaError_t cudaStreamCreate(cudaStream_t* stream);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags = 0);
 
 /// An event is a time on the host's clock: what passes between two is the emulation's time, and
 /// says nothing of a GPU's.
@@ -93,7 +93,11 @@ cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaSetDevice(int device);
 /// The emulated GPU has 4 multiprocessors, so that small arrays are enough to fill it.
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrComputeCapabilityMajor = 75 };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrComputeCapabilityMinor = 76
+};
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaDeviceSynchronize();
 

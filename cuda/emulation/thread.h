@@ -26,7 +26,6 @@ inline void __syncthreads(
 // The compiler cannot move a store past a call that it knows nothing of, but a host thread that
 // runs another block can see two of them in another order.
 inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-inline void __threadfence_block() { __atomic_signal_fence(__ATOMIC_SEQ_CST); }
 
 // NOLINTEND(readability-identifier-naming, bugprone-reserved-identifier)
 

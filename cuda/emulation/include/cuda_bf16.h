@@ -7,8 +7,6 @@
 #include <bit>
 #include <cstdint>
 
-#include "cuda/emulation/vector_types.h"
-
 // NOLINTBEGIN(readability-identifier-naming, bugprone-reserved-identifier): CUDA's names.
 // NOLINTBEGIN(google-explicit-constructor): CUDA's conversions are implicit.
 
@@ -39,15 +37,9 @@ class __nv_bfloat16 {
   uint16_t bits_;
 };
 
-struct alignas(4) __nv_bfloat162 {
-  __nv_bfloat16 x, y;
-};
-
 inline __nv_bfloat16 __float2bfloat16(float x) { return x; }
 inline __nv_bfloat16 __float2bfloat16_rn(float x) { return x; }
 inline float __bfloat162float(__nv_bfloat16 x) { return x; }
-inline __nv_bfloat162 __float22bfloat162_rn(float2 x) { return {x.x, x.y}; }
-inline float2 __bfloat1622float2(__nv_bfloat162 x) { return {x.x, x.y}; }
 inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 x) {
   return std::bit_cast<unsigned short>(x);
 }

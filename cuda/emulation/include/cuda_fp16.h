@@ -8,8 +8,6 @@
 #include <cmath>
 #include <cstdint>
 
-#include "cuda/emulation/vector_types.h"
-
 // NOLINTBEGIN(readability-identifier-naming, bugprone-reserved-identifier): CUDA's names.
 // NOLINTBEGIN(google-explicit-constructor): CUDA's conversions are implicit.
 
@@ -59,15 +57,9 @@ class __half {
   uint16_t bits_;
 };
 
-struct alignas(4) __half2 {
-  __half x, y;
-};
-
 inline __half __float2half(float x) { return x; }
 inline __half __float2half_rn(float x) { return x; }
 inline float __half2float(__half x) { return x; }
-inline __half2 __float22half2_rn(float2 x) { return {x.x, x.y}; }
-inline float2 __half22float2(__half2 x) { return {x.x, x.y}; }
 inline unsigned short __half_as_ushort(__half x) { return std::bit_cast<unsigned short>(x); }
 inline __half __ushort_as_half(unsigned short x) { return std::bit_cast<__half>(x); }
 

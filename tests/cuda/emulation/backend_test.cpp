@@ -48,6 +48,17 @@ TEST(CudaMemory, OutOfMemorySaysWhatWasAskedAndWhatIsFree) {
               HasSubstr("cuda:0 is out of memory: 65.0 MiB asked, 64.0 MiB free of 64.0 MiB"));
 }
 
+TEST(CudaMemory, WithoutPinnedMemoryCopiesGoThroughOther) {
+  const OptionsScope scope;
+  options().pinned_bytes = 0;
+  use_cuda();
+  const Tensor x = uniform({3, 5}, -1, 1, 1).to(DType::kFloat32), there = x.to(Device::cuda());
+  EXPECT_EQ(there.to_vector<float>(), x.to_vector<float>());
+  const Tensor back = Tensor::zeros({3, 5});
+  backend(there).start_copy_to_host(there.raw(), back.raw(), there.bytes())();
+  EXPECT_EQ(back.to_vector<float>(), x.to_vector<float>());
+}
+
 /// What a row's op gives, forward and backward, in float32.
 std::vector<std::vector<double>> results_of(const OpCase& row) {
   Tensors inputs;

@@ -43,6 +43,17 @@ TEST(DeviceFlag, AGpuThatIsNotThereIsRefusedWithTheReason) {
   EXPECT_THAT(refusal("cuda:0"), HasSubstr("--device cuda:0: there is no NVIDIA GPU"));
 }
 
+TEST(DeviceFlag, AGpuThatIsTooOldForTheKernelsIsNotTaken) {
+  const OptionsScope scope;
+  options().capability = 75;
+  EXPECT_EQ(find_device("auto"), Device::cpu());
+  EXPECT_THAT(refusal("cuda"),
+              HasSubstr("--device cuda: the GPU has compute capability 7.5, and the "
+                        "kernels want 8.0 at least"));
+  options().capability = 121;
+  EXPECT_EQ(find_device("auto"), Device::cuda(0));
+}
+
 TEST(DeviceFlag, OtherTextsAreRefused) {
   for (const char* text : {"", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:0x1", "cpu:0"}) {
     EXPECT_THAT(refusal(text), HasSubstr("none of: auto, cpu, cuda, cuda:N")) << text;
