@@ -3,6 +3,7 @@
 #include <charconv>
 
 #include "app/command_line.h"
+#include "app/progress.h"
 #include "core/backend.h"
 #include "core/cpu_isa.h"
 #include "core/precision.h"
@@ -51,10 +52,9 @@ void use_precision(const std::string& text, Device device) {
                         : text == "fp16" ? Precision::kFloat16
                                          : Precision::kFloat32);
   if (text == "bf16" && device == Device::cpu() && !cpu_isa().kernels->has_bf16) {
-    fmt::print(
-        stderr,
+    note(fmt::format(
         "--precision bf16: this processor has no instruction for it (AVX512_BF16), which makes "
-        "it slower than fp32\n");
+        "it slower than fp32\n"));
   }
 }
 

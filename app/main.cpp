@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "app/commands.h"
+#include "app/progress.h"
 #include "app/suggest.h"
 #include "core/error.h"
 
@@ -71,7 +72,7 @@ int run(std::vector<std::string> arguments) {
 
 int report(std::string message) {
   std::replace(message.begin(), message.end(), '\n', ' ');
-  fmt::print(stderr, "mutilde: error: {}\n", message);
+  note(fmt::format("mutilde: error: {}\n", message));
   return kBadInput;
 }
 

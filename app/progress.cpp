@@ -71,6 +71,11 @@ std::string bytes_text(double bytes) {
   return fmt::format("{:.2f} GB", bytes / 1e9);
 }
 
+void note(std::string_view text) {
+  std::fwrite(text.data(), 1, text.size(), stderr);
+  std::fflush(stderr);
+}
+
 Progress::Progress(std::string label, int64_t done, int64_t total, int64_t line_every)
     : label_(std::move(label)),
       start_(done),
@@ -111,32 +116,29 @@ void Progress::update(int64_t done, const std::string& status) {
   if (!terminal_) {
     if (done - last_line_ < line_every_ && !finished) return;
     last_line_ = done;
-    fmt::print(stderr, "{}\n", line(1000));
+    note(line(1000) + "\n");
     return;
   }
   const auto now = Clock::now();
   if (drawn_ && now - last_draw_ < std::chrono::milliseconds(100) && !finished) return;
   last_draw_ = now;
   drawn_ = true;
-  fmt::print(stderr, "\r\x1b[2K{}", line(terminal_columns() - 1));
-  std::fflush(stderr);
+  note("\r\x1b[2K" + line(terminal_columns() - 1));
 }
 
 void Progress::message(const std::string& text) {
   const bool redraw = drawn_;
   clear();
-  fmt::print(stderr, "{}\n", text);
+  note(text + "\n");
   if (!redraw) return;
   drawn_ = true;
-  fmt::print(stderr, "{}", line(terminal_columns() - 1));
-  std::fflush(stderr);
+  note(line(terminal_columns() - 1));
 }
 
 void Progress::clear() {
   if (!drawn_) return;
   drawn_ = false;
-  fmt::print(stderr, "\r\x1b[2K");
-  std::fflush(stderr);
+  note("\r\x1b[2K");
 }
 
 }  // namespace mutilde::app

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 namespace mutilde::app {
 
@@ -13,6 +14,9 @@ std::string duration_text(double seconds);
 std::string grouped(int64_t number);
 /// "12.3 MB".
 std::string bytes_text(double bytes);
+
+/// Prints to stderr. What cannot be written there, to a terminal that is gone or a full disk, is not worth a run.
+void note(std::string_view text);
 
 class Progress {
  public:

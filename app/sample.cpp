@@ -235,9 +235,9 @@ int sample_command(const std::vector<std::string>& arguments) {
   const SpacedDiffusion diffusion = make_diffusion(model.settings, flags.respacing);
   const Conditions given = conditions(flags, model.settings);
 
-  fmt::print(stderr, "{} images, {} of {} steps, {} weights of step {}, on {}\n", flags.num_samples,
-             flags.use_ddim ? "DDIM" : "DDPM", diffusion.T(), model.weights, model.step,
-             device.to_string());
+  note(fmt::format("{} images, {} of {} steps, {} weights of step {}, on {}\n", flags.num_samples,
+                   flags.use_ddim ? "DDIM" : "DDPM", diffusion.T(), model.weights, model.step,
+                   device.to_string()));
   Strip strip(flags.progressive.empty() ? 0 : std::min(flags.num_samples, int64_t{8}),
               diffusion.T());
   const Tensor x = make_samples(flags, model, device, diffusion, given, strip);

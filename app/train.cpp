@@ -204,12 +204,13 @@ std::unique_ptr<Dataset> open_data(Settings& settings) {
 
 void announce(const Trainer& trainer, const Dataset& dataset, const fs::path& out) {
   const Settings& settings = trainer.settings();
-  fmt::print(stderr, "{} {} images of {}x{}, {} parameters, batches of {}, on {}; writing to {}\n",
-             trainer.step_count() > 0 ? fmt::format("going on after step {}:", trainer.step_count())
-                                      : "training on",
-             grouped(dataset.size()), settings.image_size, settings.image_size,
-             grouped(trainer.unet().parameter_count()), settings.batch_size,
-             trainer.device().to_string(), out.string());
+  note(fmt::format("{} {} images of {}x{}, {} parameters, batches of {}, on {}; writing to {}\n",
+                   trainer.step_count() > 0
+                       ? fmt::format("going on after step {}:", trainer.step_count())
+                       : "training on",
+                   grouped(dataset.size()), settings.image_size, settings.image_size,
+                   grouped(trainer.unet().parameter_count()), settings.batch_size,
+                   trainer.device().to_string(), out.string()));
 }
 
 }  // namespace

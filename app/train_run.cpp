@@ -33,6 +33,9 @@ bool all_finite(const std::vector<NamedParameter>& parameters) {
   return true;
 }
 
+/// Ends the sampling of a grid.
+struct Interrupted {};
+
 double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
@@ -117,6 +120,7 @@ void TrainRun::settle() {
 void TrainRun::save() {
   settle();
   const int64_t step = trainer_.step_count();
+  const Saving saving;
   save_checkpoint(numbered_file(out_, "checkpoint", step, "safetensors"), trainer_);
   last_saved_ = step;
   prune_checkpoints(out_, options_.keep, step);
@@ -136,6 +140,7 @@ void TrainRun::draw_loss() {
 /// before it broke them, or the device is lost with all that is on it); the older checkpoints stay
 /// too, for a loss that went wrong some steps ago.
 void TrainRun::save_after_error() noexcept {
+  const Saving saving;
   const auto attempt = [](const auto& action) {
     try {
       action();
@@ -155,17 +160,17 @@ void TrainRun::save_after_error() noexcept {
         save_checkpoint(numbered_file(out_, "checkpoint", step, "safetensors"), trainer_);
         draw_loss();
       } catch (const std::exception& error) {
-        fmt::print(stderr, "what was trained to step {} could not be saved: {}\n", step,
-                   error.what());
+        note(fmt::format("what was trained to step {} could not be saved: {}\n", step,
+                         error.what()));
       }
     }
     const auto found = checkpoints_in(out_);
     if (!found.empty()) {
       const auto& [last, path] = *found.rbegin();
-      fmt::print(stderr, "the last checkpoint is of step {}; to go on: mutilde train --resume {}\n",
-                 last, path.string());
+      note(fmt::format("the last checkpoint is of step {}; to go on: mutilde train --resume {}\n",
+                       last, path.string()));
     } else if (trained) {
-      fmt::print(stderr, "there is no checkpoint\n");
+      note("there is no checkpoint\n");
     }
   });
 }
@@ -179,12 +184,13 @@ Tensor TrainRun::low_res_for_samples() const {
   return downsampled(trainer_.settings(), from_uint8(pixels));
 }
 
-/// A grid of samples(). As with the plot, what goes wrong is a warning.
+/// A grid of samples(), unless an interrupt comes. As with the plot, what goes wrong is a warning.
 void TrainRun::sample() {
   settle();
   last_sampled_ = trainer_.step_count();
   try {
     write_png(numbered_file(out_, "samples", last_sampled_, "png"), image_grid(samples()));
+  } catch (const Interrupted&) {
   } catch (const std::exception& error) {
     progress_.message(
         fmt::format("warning: no samples after step {}: {}", last_sampled_, error.what()));
@@ -201,6 +207,9 @@ Tensor TrainRun::samples() const {
   request.count = options_.num_samples;
   request.seed = settings.seed;
   request.use_ddim = true;
+  request.options.on_step = [](const SamplingStep&) {
+    if (interrupted()) throw Interrupted{};
+  };
   request.device = trainer_.device();
   if (settings.class_cond) request.y = cycling_classes(0, request.count, settings.num_classes);
   if (settings.small_size > 0) request.low_res = low_res_for_samples();
@@ -213,8 +222,8 @@ int TrainRun::finish(bool stopped, double seconds) {
   const int64_t step = trainer_.step_count();
   const std::string checkpoint = numbered_file(out_, "checkpoint", step, "safetensors").string();
   if (stopped) {
-    fmt::print(stderr, "stopped after step {}; to go on: mutilde train --resume {}\n", step,
-               checkpoint);
+    note(fmt::format("stopped after step {}; to go on: mutilde train --resume {}\n", step,
+                     checkpoint));
     return kInterrupted;
   }
   fmt::print("trained to step {} in {}; loss {:.4g}\n  {}\n", step, duration_text(seconds),

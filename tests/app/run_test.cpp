@@ -220,7 +220,13 @@ TEST_F(CommandTest, InfoCountsTheImagesOfEveryBatchSize) {
   EXPECT_THAT(succeed("info run").out, HasSubstr("step 5, 14 images seen"));
 }
 
-TEST_F(CommandTest, AnInterruptSavesAndSaysHowToGoOn) {
+class InterruptTest : public CommandTest {
+ protected:
+  /// Starts to train, sends signals in the midst of it, and expects a checkpoint to go on from.
+  void expect_checkpoint(const std::vector<int>& signals) const;
+};
+
+void InterruptTest::expect_checkpoint(const std::vector<int>& signals) const {
   make_images("images", 6, 8);
   const std::string command = fmt::format(
       "cd '{0}/work' && exec '{1}' train --data images --out run --log_interval 1 {2} 2>'{0}/err'",
@@ -235,7 +241,10 @@ TEST_F(CommandTest, AnInterruptSavesAndSaysHowToGoOn) {
        ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   }
-  kill(child, SIGINT);
+  for (const int signal : signals) {
+    kill(child, signal);
+    std::this_thread::sleep_for(std::chrono::milliseconds(3));
+  }
   int status = 0;
   waitpid(child, &status, 0);
   ASSERT_TRUE(WIFEXITED(status));
@@ -246,6 +255,36 @@ TEST_F(CommandTest, AnInterruptSavesAndSaysHowToGoOn) {
   const size_t start = err.find("stopped after step ") + 19;
   const int step = std::stoi(err.substr(start));
   succeed(fmt::format("train --resume run --sample_interval 0 --steps {}", step + 1));
+  EXPECT_THAT(err, HasSubstr("stopping after this step"));
+}
+
+TEST_F(InterruptTest, SavesAndSaysHowToGoOn) { expect_checkpoint({SIGINT}); }
+TEST_F(InterruptTest, OfATerminalThatClosesSavesToo) { expect_checkpoint({SIGHUP}); }
+TEST_F(InterruptTest, ThatComesTwiceIsOne) { expect_checkpoint({SIGINT, SIGINT, SIGTERM}); }
+
+TEST_F(CommandTest, ARunOutlivesTheReaderOfItsOutput) {
+  make_images("images", 6, 8);
+  const std::string command = fmt::format(
+      "cd '{0}/work' && '{1}' train --data images --out run --steps 9 --log_interval 1 "
+      "--sample_interval 0 {2} 2>&1 | head -n 1 >'{0}/out'",
+      folder_.string(), MUTILDE_BINARY, kTiny);
+  ASSERT_EQ(std::system(command.c_str()), 0);
+  EXPECT_THAT(read_file(folder_ / "out"), HasSubstr("training on"));
+  EXPECT_THAT(succeed("info run").out, HasSubstr("step 9,"));
+}
+
+TEST_F(CommandTest, AnErrorOutputThatIsFullEndsNothing) {
+  make_images("images", 6, 8);
+  const std::string command = fmt::format(
+      "cd '{0}/work' && '{1}' train --data images --out run --steps 3 --log_interval 1 "
+      "--sample_interval 0 {2} 2>/dev/full >'{0}/out'",
+      folder_.string(), MUTILDE_BINARY, kTiny);
+  EXPECT_EQ(std::system(command.c_str()), 0);
+  EXPECT_THAT(succeed("info run").out, HasSubstr("step 3,"));
+  const int status =
+      std::system(fmt::format("'{}' no_such_command 2>/dev/full", MUTILDE_BINARY).c_str());
+  ASSERT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 2);
 }
 
 }  // namespace
