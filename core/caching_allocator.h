@@ -34,7 +34,7 @@ class CachingAllocator {
   void* allocate(size_t bytes);
   void release(void* data, size_t bytes);
   void release_cached();
-  /// From now on nothing that is cached goes back to the system, where work that was not started yet may use it
+  /// From now on nothing that is cached goes back to the system: work not yet started may use it
   /// (cuda/graph.h): what finds no room is out of memory.
   void hold();
   void let_go();

@@ -41,7 +41,7 @@ constexpr const char* pretty_function() {
   return __PRETTY_FUNCTION__;
 }
 
-/// "mutilde::map<float, Silu>"; from clang 14 "mutilde::map", from nvcc "map<float, Silu>".
+/// Of mutilde::cuda::map "map<float, Silu>"; from clang 14 "mutilde::cuda::map".
 template <auto kernel>
 constexpr std::string_view kernel_name() {
   // "... pretty_function() [with auto kernel = NAME]" or, from clang, "... [kernel = &NAME]".

@@ -182,7 +182,8 @@ void expect_best_rung(const std::string& product, const std::string& weight_grad
     const Tensor x = on_gpu({1, 3, 3, C}), weight = on_gpu({8, 3, 3, C}),
                  out = on_gpu({1, 3, 3, 8});
     const auto expect_kernel = [&](const std::string& of_8, const std::string& of_7) {
-      const std::string kernel(last_kernel()), name = "::" + (C == 8 ? of_8 : of_7);
+      const std::string kernel = "::" + std::string(last_kernel()),
+                        name = "::" + (C == 8 ? of_8 : of_7);
       // Of a template clang names no arguments.
       EXPECT_TRUE(kernel.ends_with(name) || kernel.find(name + "<") != kernel.npos)
           << kernel << ", not " << name;
