@@ -17,9 +17,9 @@ minimal=(
 # The documentation site: Markdown, colours, mathematics, and two typefaces.
 docs=(git python3 python3-markdown python3-pygments katex fonts-katex fonts-sil-charis fonts-jetbrains-mono)
 # The presets, tests and tools, and the second compiler; libclang-rt holds its sanitizers. numpy reads
-# an .npz and chromium looks at the documentation, both in tests alone.
+# an .npz, chromium looks at the documentation and valgrind at a kernel, all in tests alone.
 full=(
-  ccache python3-numpy chromium
+  ccache python3-numpy chromium valgrind
   clang-14 libclang-rt-14-dev libomp-14-dev clang-format-14 clang-tidy-14
   libtomlplusplus-dev libgtest-dev libgmock-dev libboost-context-dev
 )

@@ -117,15 +117,16 @@ CUtensorMap make_tensor_map(const void* array, int rank, const uint64_t* sizes, 
   bool good = reinterpret_cast<uintptr_t>(array) % 16 == 0 && box[0] == 64;
   int64_t stride = 1;
   for (int axis = 0; axis < rank; ++axis) {
-    good = good && sizes[axis] > 0 && box[axis] <= 256 && steps[axis] >= 1 && steps[axis] <= 8;
+    good = good && sizes[axis] > 0 && box[axis] >= 1 && box[axis] <= 256 && steps[axis] >= 1 &&
+           steps[axis] <= 8;
     good = good && (axis == 0 || stride % 8 == 0);  // 16 bytes
+    if (!good) fail<Error>("cuTensorMapEncodeTiled: the copy engine cannot copy such boxes");
     map.sizes[axis] = static_cast<int64_t>(sizes[axis]);
     map.strides[axis] = stride;
     stride *= map.sizes[axis];
     map.steps[axis] = static_cast<int>(steps[axis]);
     map.box[axis] = static_cast<int>((box[axis] + steps[axis] - 1) / steps[axis]);
   }
-  if (!good) fail<Error>("cuTensorMapEncodeTiled: the copy engine cannot copy such boxes");
   return map;
 }
 

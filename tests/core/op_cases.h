@@ -77,10 +77,6 @@ std::vector<OpCase> attention_cases();
 std::vector<OpCase> resample_cases();
 std::vector<OpCase> embedding_cases();
 
-/// Where ops_test.cpp runs the table: each test program says. The reference formulas know no device,
-/// so that every backend is held to the same numbers.
-std::vector<Device> devices();
-
 /// Float64 values in [low, high), a function of the shape and the seed alone.
 Tensor uniform(const Shape& shape, double low = -2, double high = 2, uint64_t seed = 1);
 /// The same, at least 0.05 away from each kink: a number where the function jumps or has a corner, so that no finite

@@ -11,6 +11,7 @@
 
 #include "core/gradcheck.h"
 #include "core/op_cases.h"
+#include "support/devices.h"
 
 namespace mutilde {
 namespace {

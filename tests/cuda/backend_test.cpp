@@ -88,7 +88,7 @@ TEST(CudaCast, GivesTheCpusBitsBetweenAllDtypes) {
       0,    -0.0,         0.5,        -0.5,       1.5,    254.9, 255,        256,
       -1,   -300,         3e9,        -3e9,       1e19,   -1e19, 1e30,       inf,
       -inf, std::nan(""), 1.00390625, 1.01171875, 3.4e38, 1e-40, 2147483647, -2147483648.0};
-  const DType dtypes[] = {DType::kFloat32, DType::kFloat64, DType::kBFloat16,
+  const DType dtypes[] = {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16,
                           DType::kInt32,   DType::kInt64,   DType::kUInt8};
   const Tensor exact = Tensor::from<double>({static_cast<int64_t>(values.size())}, values);
   for (const DType from : dtypes) {

@@ -3,6 +3,7 @@
 #include "tests/cuda/short_types.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <functional>
@@ -16,26 +17,16 @@
 #include "nn/optimizer.h"
 
 namespace mutilde {
-namespace {
 
-using Op = std::function<Tensor(const std::vector<Tensor>&)>;
-
-struct Input {
-  Shape shape;
-  bool is_activation = true;  // else a parameter
-};
-
-/// The op's result, and its gradients for a random cotangent, all in the type's digits.
-std::vector<Tensor> run(const Op& op, const std::vector<Input>& inputs, DType type,
-                        bool short_on_gpu) {
+std::vector<Tensor> results_of(const ShortCase& row, DType type, bool short_on_gpu) {
   std::vector<Tensor> x;
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    Tensor one = uniform(inputs[i].shape, -1, 1, i + 1).to(type);
-    if (!short_on_gpu || !inputs[i].is_activation) one = one.to(DType::kFloat32);
+  for (size_t i = 0; i < row.inputs.size(); ++i) {
+    Tensor one = uniform(row.inputs[i].shape, -1, 1, i + 1).to(type);
+    if (!short_on_gpu || !row.inputs[i].is_activation) one = one.to(DType::kFloat32);
     if (short_on_gpu) one = one.to(Device::cuda());
     x.push_back(one.set_requires_grad(true));
   }
-  const Tensor out = op(x);
+  const Tensor out = row.op(x);
   const Tensor cotangent = uniform(out.shape(), -1, 1, 99).to(type);
   out.backward(cotangent.to(out.dtype()).to(out.device()));
   std::vector<Tensor> results{out.detach()};
@@ -43,69 +34,41 @@ std::vector<Tensor> run(const Op& op, const std::vector<Input>& inputs, DType ty
   return results;
 }
 
-class CudaShort : public testing::TestWithParam<ShortType> {
- protected:
-  void SetUp() override { use_cuda(); }
-  DType dtype() const { return GetParam().dtype; }
-  Tensor numbers(const Shape& shape, uint64_t seed) const {
-    return uniform(shape, -1, 1, seed).to(dtype()).to(Device::cuda());
-  }
-  static Tensor parameter(const Shape& shape, uint64_t seed) {
-    return uniform(shape, -1, 1, seed).to(DType::kFloat32).to(Device::cuda());
-  }
-  void check(const char* name, const std::vector<Input>& inputs, double terms, const Op& op,
-             double size = 1) const;
-  void expect_true_copy(const Tensor& parameter) const;
-};
-INSTANTIATE_TEST_SUITE_P(Types, CudaShort, testing::ValuesIn(kShortTypes), kNameOfShortType);
+namespace {
 
-/// Sums are of at most `terms` numbers, none of which is over `size`.
-void CudaShort::check(const char* name, const std::vector<Input>& inputs, double terms,
-                      const Op& op, double size) const {
-  const auto actual = run(op, inputs, dtype(), true), expected = run(op, inputs, dtype(), false);
-  for (size_t r = 0; r < actual.size(); ++r) {
-    const bool is_short = r == 0 || inputs[r - 1].is_activation;
-    ASSERT_EQ(actual[r].dtype(), is_short ? dtype() : DType::kFloat32) << name << " " << r;
-    const auto a = actual[r].to_vector<double>(), b = expected[r].to_vector<double>();
-    ASSERT_EQ(a.size(), b.size()) << name << " " << r;
-    for (size_t i = 0; i < a.size(); ++i) {
-      // Half of the type's last bit, of a number that has all its bits or of one that has not.
-      const double rounding =
-          is_short ? GetParam().half_unit * std::abs(b[i]) + GetParam().least : 0;
-      ASSERT_NEAR(a[i], b[i], rounding + terms * size * 0x1p-23)
-          << name << ", result " << r << ", number " << i;
-    }
-  }
+using Inputs = std::vector<ShortCase::Input>;
+
+void add_elementwise(std::vector<ShortCase>& rows) {
+  const Inputs two{{{3, 5, 8}}, {{3, 5, 8}}};
+  rows.push_back({"add", two, 1, [](const auto& x) { return x[0] + x[1]; }});
+  rows.push_back({"mul", two, 1, [](const auto& x) { return x[0] * x[1]; }});
+  rows.push_back({"broadcast add", {{{2, 3, 3, 10}}, {{2, 1, 1, 10}}}, 9, [](const auto& x) {
+                    return x[0] + x[1];
+                  }});
+  rows.push_back({"silu", {{{7, 9}}}, 4, [](const auto& x) { return silu(x[0]); }});
+  rows.push_back({"affine", {{{7, 8}}}, 2, [](const auto& x) { return affine(x[0], 0.3, 2); }, 2});
+  rows.push_back({"clamp", {{{5, 16}}}, 1, [](const auto& x) { return clamp(x[0], -0.5, 0.25); }});
+  rows.push_back({"dropout", {{{5, 18}}}, 1, [](const auto& x) {
+                    return dropout(x[0], 0.5, {3, 1, 0});
+                  }});
+  rows.push_back({"used twice", {{{4, 8}}}, 2, [](const auto& x) { return x[0] + x[0]; }});
 }
 
-TEST_P(CudaShort, ElementwiseOps) {
-  const std::vector<Input> two{{{3, 5, 8}}, {{3, 5, 8}}};
-  check("add", two, 1, [](const auto& x) { return x[0] + x[1]; });
-  check("mul", two, 1, [](const auto& x) { return x[0] * x[1]; });
-  check("broadcast add", {{{2, 3, 3, 10}}, {{2, 1, 1, 10}}}, 9,
-        [](const auto& x) { return x[0] + x[1]; });
-  check("silu", {{{7, 9}}}, 4, [](const auto& x) { return silu(x[0]); });
-  check(
-      "affine", {{{7, 8}}}, 2, [](const auto& x) { return affine(x[0], 0.3, 2); }, 2);
-  check("clamp", {{{5, 16}}}, 1, [](const auto& x) { return clamp(x[0], -0.5, 0.25); });
-  check("dropout", {{{5, 18}}}, 1, [](const auto& x) { return dropout(x[0], 0.5, {3, 1, 0}); });
-  check("used twice", {{{4, 8}}}, 2, [](const auto& x) { return x[0] + x[0]; });
-}
-
-TEST_P(CudaShort, LayoutAndResampling) {
+void add_layout_and_resampling(std::vector<ShortCase>& rows) {
   for (const int64_t C : {8, 24, 5}) {
-    const std::vector<Input> image{{{2, 4, 6, C}}};
-    check("concat", {{{2, 3, C}}, {{2, 3, 16}}, {{2, 3, 2 * C}}}, 1, [](const auto& x) {
-      return concat({x[0], x[1], x[2]});
-    });
-    check("slice_channels", image, 1,
-          [C](const auto& x) { return slice_channels(x[0], C / 2, C); });
-    check("upsample_nearest", image, 4, [](const auto& x) { return upsample_nearest(x[0], 2); });
-    check("avg_pool2d", image, 4, [](const auto& x) { return avg_pool2d(x[0], 2); });
+    const Inputs image{{{2, 4, 6, C}}};
+    rows.push_back({"concat", {{{2, 3, C}}, {{2, 3, 16}}, {{2, 3, 2 * C}}}, 1, [](const auto& x) {
+                      return concat({x[0], x[1], x[2]});
+                    }});
+    rows.push_back({"slice_channels", image, 1,
+                    [C](const auto& x) { return slice_channels(x[0], C / 2, C); }});
+    rows.push_back(
+        {"upsample_nearest", image, 4, [](const auto& x) { return upsample_nearest(x[0], 2); }});
+    rows.push_back({"avg_pool2d", image, 4, [](const auto& x) { return avg_pool2d(x[0], 2); }});
   }
 }
 
-TEST_P(CudaShort, GroupNorm) {
+void add_group_norms(std::vector<ShortCase>& rows) {
   // Channels in packs of 8 and not; positions of one chunk, of two, of two and of four that are not of one size; as
   // many groups as leave one chunk alone; one image.
   for (const auto [N, P, C, groups] : {std::array<int64_t, 4>{2, 16, 64, 32},
@@ -120,36 +83,94 @@ TEST_P(CudaShort, GroupNorm) {
     const Shape x{N, P, C};
     // Every dx is a sum over its group, of terms divided by the deviation of numbers in [-1, 1].
     const double terms = static_cast<double>(N * P * C / groups) + 16;
-    check(
-        "group_norm", {{x}, {{C}, false}, {{C}, false}}, terms,
-        [groups = groups](const auto& in) { return group_norm(in[0], groups, in[1], in[2]); }, 16);
-    check(
-        "group_norm_silu", {{x}, {{C}, false}, {{C}, false}, {{N, 2 * C}, false}}, terms,
-        [groups = groups](const auto& in) {
-          return group_norm_silu(in[0], groups, in[1], in[2], in[3]);
-        },
-        16);
+    rows.push_back(
+        {"group_norm",
+         {{x}, {{C}, false}, {{C}, false}},
+         terms,
+         [groups = groups](const auto& in) { return group_norm(in[0], groups, in[1], in[2]); },
+         16});
+    rows.push_back({"group_norm_silu",
+                    {{x}, {{C}, false}, {{C}, false}, {{N, 2 * C}, false}},
+                    terms,
+                    [groups = groups](const auto& in) {
+                      return group_norm_silu(in[0], groups, in[1], in[2], in[3]);
+                    },
+                    16});
   }
 }
 
-TEST_P(CudaShort, ProductsOfShortFactors) {
+void add_products(std::vector<ShortCase>& rows) {
   for (const auto [C, C_out, stride] : {std::array<int64_t, 3>{3, 5, 1}, {16, 8, 1}, {8, 16, 2}}) {
-    const std::vector<Input> inputs{{{2, 6, 5, C}}, {{C_out, 3, 3, C}, false}, {{C_out}, false}};
-    check("conv2d", inputs, 9.0 * static_cast<double>(std::max(C, C_out)) * 60,
-          [stride = stride](const auto& x) { return conv2d(x[0], x[1], x[2], stride, 1); });
+    rows.push_back(
+        {"conv2d",
+         {{{2, 6, 5, C}}, {{C_out, 3, 3, C}, false}, {{C_out}, false}},
+         9.0 * static_cast<double>(std::max(C, C_out)) * 60,
+         [stride = stride](const auto& x) { return conv2d(x[0], x[1], x[2], stride, 1); }});
   }
-  for (const auto [M, K, N] : {std::array<int64_t, 3>{5, 7, 3}, {33, 24, 40}})
-    check("linear", {{{M, K}}, {{N, K}, false}, {{N}, false}},
-          static_cast<double>((M + K + N) * 41),
-          [](const auto& x) { return linear(x[0], x[1], x[2]); });
+  for (const auto [M, K, N] : {std::array<int64_t, 3>{5, 7, 3}, {33, 24, 40}}) {
+    rows.push_back({"linear",
+                    {{{M, K}}, {{N, K}, false}, {{N}, false}},
+                    static_cast<double>((M + K + N) * 41),
+                    [](const auto& x) { return linear(x[0], x[1], x[2]); }});
+  }
 }
 
-TEST_P(CudaShort, SumsOfColumnsAreOfFloat32) {
-  // The gradient of a bias, of one chunk of rows and of several.
-  for (const auto [rows, C] : {std::array<int64_t, 2>{3, 8}, {5000, 16}, {700, 136}, {9, 5}}) {
-    check(
-        "bias", {{{rows, C}}, {{8, C}, false}, {{8}, false}}, static_cast<double>(rows * 2 + C),
-        [](const auto& x) { return linear(x[0], x[1], x[2]); }, 4);
+/// The gradient of a bias, of one chunk of rows and of several.
+void add_sums_of_columns(std::vector<ShortCase>& rows) {
+  for (const auto [M, C] : {std::array<int64_t, 2>{3, 8}, {5000, 16}, {700, 136}, {9, 5}}) {
+    rows.push_back({"bias",
+                    {{{M, C}}, {{8, C}, false}, {{8}, false}},
+                    static_cast<double>(M * 2 + C),
+                    [](const auto& x) { return linear(x[0], x[1], x[2]); },
+                    4});
+  }
+}
+
+}  // namespace
+
+std::vector<ShortCase> short_cases() {
+  std::vector<ShortCase> rows;
+  add_elementwise(rows);
+  add_layout_and_resampling(rows);
+  add_group_norms(rows);
+  add_products(rows);
+  add_sums_of_columns(rows);
+  return rows;
+}
+
+namespace {
+
+class CudaShort : public testing::TestWithParam<ShortType> {
+ protected:
+  void SetUp() override { use_cuda(); }
+  DType dtype() const { return GetParam().dtype; }
+  Tensor numbers(const Shape& shape, uint64_t seed) const {
+    return uniform(shape, -1, 1, seed).to(dtype()).to(Device::cuda());
+  }
+  static Tensor parameter(const Shape& shape, uint64_t seed) {
+    return uniform(shape, -1, 1, seed).to(DType::kFloat32).to(Device::cuda());
+  }
+  void expect_true_copy(const Tensor& parameter) const;
+};
+INSTANTIATE_TEST_SUITE_P(Types, CudaShort, testing::ValuesIn(kShortTypes), kNameOfShortType);
+
+TEST_P(CudaShort, OpsAreTheCpus) {
+  for (const ShortCase& row : short_cases()) {
+    const auto actual = results_of(row, dtype(), true), expected = results_of(row, dtype(), false);
+    for (size_t r = 0; r < actual.size(); ++r) {
+      const bool is_short = r == 0 || row.inputs[r - 1].is_activation;
+      ASSERT_EQ(actual[r].dtype(), is_short ? dtype() : DType::kFloat32) << row.name << " " << r;
+      const auto a = actual[r].to_vector<double>(), b = expected[r].to_vector<double>();
+      ASSERT_EQ(a.size(), b.size()) << row.name << " " << r;
+      for (size_t i = 0; i < a.size(); ++i) {
+        // Half of the type's last bit, of a number that has all its bits or of one that has not.
+        const double rounding =
+            is_short ? GetParam().half_unit * std::abs(b[i]) + GetParam().least : 0;
+        ASSERT_NEAR(a[i], b[i], rounding + row.terms * row.size * 0x1p-23)
+            << row.name << " of " << row.inputs[0].shape.to_string() << ", result " << r
+            << ", number " << i;
+      }
+    }
   }
 }
 
@@ -236,7 +257,7 @@ TEST_P(CudaShort, CastsAreTheCpus) {
 // What is too large for a float16 becomes infinity, and from there on nothing makes it finite again on its way
 // to the parameters' gradients: it is by those that a step of training is skipped.
 TEST_P(CudaShort, AnInfinityInACotangentReachesEveryGradient) {
-  const auto expect_infinite = [&](const char* name, const Op& op, std::vector<Tensor> inputs) {
+  const auto expect_infinite = [&](const char* name, const auto& op, std::vector<Tensor> inputs) {
     for (Tensor& input : inputs) input.set_requires_grad(true);
     const Tensor out = op(inputs);
     const Tensor cotangent = uniform(out.shape(), -1, 1, 9).to(DType::kFloat32);

@@ -18,6 +18,7 @@
 #include "support/reference.h"
 #include "support/reference_unet.h"
 #include "tests/cuda/short_types.h"
+#include "tests/cuda/tiny_training.h"
 
 namespace mutilde {
 namespace {
@@ -25,29 +26,6 @@ namespace {
 Device gpu() {
   use_cuda();
   return Device::cuda();
-}
-
-/// As small as a network gets that has all its parts: two levels, attention, classes, a learned
-/// variance, dropout.
-Settings tiny_settings() {
-  Settings settings;
-  settings.image_size = 4;
-  settings.image_channels = 1;
-  settings.num_channels = 32;
-  settings.channel_mult = "1,2";
-  settings.num_res_blocks = 1;
-  settings.attention_resolutions = "2";
-  settings.num_heads = 2;
-  settings.class_cond = true;
-  settings.num_classes = 3;
-  settings.learn_sigma = true;
-  settings.dropout = 0.1;
-  settings.diffusion_steps = 10;
-  settings.noise_schedule = "cosine";
-  settings.ema_rate = "0.9,0.99";
-  settings.lr = 1e-3;
-  settings.batch_size = 2;
-  return settings;
 }
 
 double largest(const std::vector<double>& values) {
@@ -62,15 +40,6 @@ void expect_near(const Tensor& actual, const Tensor& expected, double tolerance,
   ASSERT_EQ(a.size(), b.size()) << what;
   const double allowed = tolerance * std::max(1.0, largest(b));
   for (size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], b[i], allowed) << what << " " << i;
-}
-
-/// Fills the layers that begin as zeros, so that every path carries a signal.
-void randomise(const UNet& unet) {
-  Generator random(5);
-  for (const NamedParameter& parameter : unet.named_parameters()) {
-    parameter.value.copy_(
-        affine(random.normal(parameter.value.shape()), 0.1, 0).to(parameter.value.dtype()));
-  }
 }
 
 /// In float64.
@@ -221,26 +190,6 @@ void expect_near_float32(const ShortType& type) {
 
 TEST(CudaTrainer, AStepInBfloat16IsNearTheOneInFloat32) { expect_near_float32(kShortTypes[0]); }
 TEST(CudaTrainer, AStepInFloat16IsNearTheOneInFloat32) { expect_near_float32(kShortTypes[1]); }
-
-struct Images {
-  Tensor x_0, y;
-};
-
-Images images(uint64_t seed) {
-  return {uniform({2, 4, 4, 1}, -1, 1, seed).to(DType::kFloat32),
-          Tensor::from<int64_t>({2}, {1, 2})};
-}
-
-/// Everything that a step changes.
-std::vector<std::vector<double>> state_of(const Trainer& trainer) {
-  const AdamW& optimizer = trainer.optimizer();
-  std::vector<std::vector<double>> state;
-  for (const auto& set : {optimizer.parameters(), optimizer.first_moments(),
-                          optimizer.second_moments(), optimizer.ema(0), optimizer.ema(1)})
-    for (const NamedParameter& parameter : set)
-      state.push_back(parameter.value.to_vector<double>());
-  return state;
-}
 
 TEST(CudaTrainer, StepsThatAreOnlyStartedAreThoseThatAreWaitedFor) {
   Trainer waiting(tiny_settings(), gpu()), starting(tiny_settings(), gpu());

@@ -1,11 +1,13 @@
 // The UNet against the outputs and gradients of the original program (tests/data/README.md).
 #include <fstream>
+#include <ostream>
 
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
 #include "core/safetensors.h"
 #include "nn/unet.h"
+#include "support/devices.h"
 #include "support/reference.h"
 #include "support/reference_unet.h"
 
@@ -39,7 +41,8 @@ struct Result {
   std::vector<std::pair<std::string, Tensor>> gradients;
 };
 
-Result run(const UNetFile& reference, DType dtype, bool use_checkpoint, const std::string& t_name) {
+Result run(const UNetFile& reference, DType dtype, Device device, bool use_checkpoint,
+           const std::string& t_name) {
   const SafetensorsFile& file = reference.file;
   UNetConfig config = test::reference_config(file);
   config.use_checkpoint = use_checkpoint;
@@ -47,15 +50,16 @@ Result run(const UNetFile& reference, DType dtype, bool use_checkpoint, const st
   UNet unet(config, random);
   unet.to(dtype);
   test::load_reference(file, unet);
+  unet.to(device);
   const auto image = [&](const std::string& name) {
-    return test::nchw_to_nhwc(file.read(name)).to(dtype);
+    return test::nchw_to_nhwc(file.read(name)).to(dtype).to(device);
   };
   const Tensor x = image("x").set_requires_grad(true);
-  const Tensor y = file.has("y") ? file.read("y") : Tensor{};
+  const Tensor y = file.has("y") ? file.read("y").to(device) : Tensor{};
   Tensor low_res;
   if (file.has("low_res")) low_res = image("low_res").set_requires_grad(true);
   Result result;
-  result.out = unet.forward(x, file.read(t_name), y, low_res);
+  result.out = unet.forward(x, file.read(t_name).to(device), y, low_res);
   result.out.backward(image("g"));
   result.grad_x = x.grad();
   if (low_res.defined()) result.grad_low_res = low_res.grad();
@@ -72,12 +76,13 @@ struct Case {
   double out_tolerance, gradient_tolerance;
 };
 
+void PrintTo(const Case& c, std::ostream* stream) { *stream << c.file; }
+
 class UNetReference : public ::testing::TestWithParam<Case> {};
 
-TEST_P(UNetReference, OutputAndEveryGradientAgree) {
-  const Case& c = GetParam();
+void expect_output_and_every_gradient(const Case& c, Device device) {
   const UNetFile reference(c.file);
-  const Result result = run(reference, c.dtype, false, "timesteps");
+  const Result result = run(reference, c.dtype, device, false, "timesteps");
   const SafetensorsFile& file = reference.file;
   EXPECT_TRUE(test::close(result.out, test::nchw_to_nhwc(file.read("out")), c.out_tolerance));
   EXPECT_TRUE(
@@ -107,6 +112,10 @@ TEST_P(UNetReference, OutputAndEveryGradientAgree) {
             })));
 }
 
+TEST_P(UNetReference, OutputAndEveryGradientAgree) {
+  for (const Device device : devices()) expect_output_and_every_gradient(GetParam(), device);
+}
+
 constexpr DType f32 = DType::kFloat32, f64 = DType::kFloat64;
 INSTANTIATE_TEST_SUITE_P(Files, UNetReference,
                          ::testing::Values(Case{"unet_a_minimal", f32, 2e-4, 1e-3},
@@ -125,22 +134,27 @@ INSTANTIATE_TEST_SUITE_P(Files, UNetReference,
 
 TEST(UNetReference, TakesFractionalTimesteps) {
   const UNetFile reference("unet_h_sr_class_time");
-  const Result result = run(reference, DType::kFloat32, false, "timesteps_float");
-  EXPECT_TRUE(test::close(result.out, test::nchw_to_nhwc(reference.file.read("out_float")), 2e-5));
+  const Tensor expected = test::nchw_to_nhwc(reference.file.read("out_float"));
+  for (const Device device : devices()) {
+    const Result result = run(reference, DType::kFloat32, device, false, "timesteps_float");
+    EXPECT_TRUE(test::close(result.out, expected, 2e-5));
+  }
 }
 
 TEST(UNetReference, CheckpointingChangesNoGradient) {
   const UNetFile reference("unet_b_scale_shift_heads_class");
-  const Result plain = run(reference, DType::kFloat64, false, "timesteps");
-  const Result checkpointed = run(reference, DType::kFloat64, true, "timesteps");
   // The gradients that meet at a block's input are added in another order, so they agree to float64
   // round-off of the largest and not bit for bit.
   const double atol = 1e-13 * reference.largest_gradient;
-  EXPECT_EQ(plain.out.to_vector<double>(), checkpointed.out.to_vector<double>());
-  EXPECT_TRUE(test::close(checkpointed.grad_x, plain.grad_x, 0, atol));
-  for (size_t i = 0; i < plain.gradients.size(); ++i) {
-    EXPECT_TRUE(test::close(checkpointed.gradients[i].second, plain.gradients[i].second, 0, atol))
-        << plain.gradients[i].first;
+  for (const Device device : devices()) {
+    const Result plain = run(reference, DType::kFloat64, device, false, "timesteps");
+    const Result checkpointed = run(reference, DType::kFloat64, device, true, "timesteps");
+    EXPECT_EQ(plain.out.to_vector<double>(), checkpointed.out.to_vector<double>());
+    EXPECT_TRUE(test::close(checkpointed.grad_x, plain.grad_x, 0, atol));
+    for (size_t i = 0; i < plain.gradients.size(); ++i) {
+      EXPECT_TRUE(test::close(checkpointed.gradients[i].second, plain.gradients[i].second, 0, atol))
+          << plain.gradients[i].first;
+    }
   }
 }
 
@@ -153,8 +167,10 @@ TEST(TimestepEmbedding, MatchesTheOriginalForEvenAndOddWidths) {
   for (const std::string& name : file.names()) {
     if (name == "timesteps") continue;
     const int64_t width = std::stoll(name.substr(name.rfind('.') + 1));
-    EXPECT_TRUE(test::close(timestep_embedding(file.read("timesteps"), width), file.read(name), 0,
-                            tolerance));
+    for (const Device device : devices()) {
+      const Tensor t = file.read("timesteps").to(device);
+      EXPECT_TRUE(test::close(timestep_embedding(t, width), file.read(name), 0, tolerance));
+    }
     ++widths;
   }
   EXPECT_GE(widths, 2);

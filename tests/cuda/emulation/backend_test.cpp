@@ -1,6 +1,7 @@
 // What only an emulated device can show of the backend: faults of the machine, and that no kernel
 // depends on the order of its threads.
 #include <cstdlib>
+#include <functional>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -11,6 +12,8 @@
 #include "cuda/devices.h"
 #include "cuda/emulation/grid.h"
 #include "tests/cuda/emulation/fault_testing.h"
+#include "tests/cuda/short_types.h"
+#include "tests/cuda/tiny_training.h"
 
 namespace mutilde::emulation {
 namespace {
@@ -78,13 +81,20 @@ std::vector<std::vector<double>> results_of(const OpCase& row) {
   return results;
 }
 
-void expect_same(const OpCase& row, const std::vector<std::vector<double>>& reverse,
-                 const std::vector<std::vector<double>>& forward) {
-  ASSERT_EQ(reverse.size(), forward.size()) << row.name;
+using Results = std::vector<std::vector<double>>;
+
+/// What results() gives in both orders.
+void expect_same_in_both_orders(const std::string& name, const std::function<Results()>& results) {
+  const OptionsScope scope;
+  options().order = Order::kForward;
+  const Results forward = results();
+  options().order = Order::kReverse;
+  const Results reverse = results();
+  ASSERT_EQ(reverse.size(), forward.size()) << name;
   for (size_t r = 0; r < forward.size(); ++r) {
     const auto [a, b] = std::ranges::mismatch(reverse[r], forward[r]);
     if (a == reverse[r].end() && b == forward[r].end()) continue;
-    ADD_FAILURE() << row.name << ": element " << a - reverse[r].begin() << " of its "
+    ADD_FAILURE() << name << ": element " << a - reverse[r].begin() << " of its "
                   << (r == 0 ? "result" : "gradients") << " is " << *a
                   << " in the reverse order of threads and " << *b
                   << " in the other: a barrier is missing, or two threads write it";
@@ -95,13 +105,47 @@ void expect_same(const OpCase& row, const std::vector<std::vector<double>>& reve
 // A missing barrier shows in one of the orders.
 TEST(CudaKernels, GiveTheSameInBothOrdersOfTheirThreads) {
   use_cuda();
-  for (const OpCase& row : op_cases()) {
-    const OptionsScope scope;
-    options().order = Order::kForward;
-    const auto forward = results_of(row);
-    options().order = Order::kReverse;
-    expect_same(row, results_of(row), forward);
+  for (const OpCase& row : op_cases())
+    expect_same_in_both_orders(row.name, [&] { return results_of(row); });
+}
+
+TEST(CudaKernels, OnShortTypesGiveTheSameInBothOrdersOfTheirThreads) {
+  use_cuda();
+  for (const ShortType& type : kShortTypes) {
+    for (const ShortCase& row : short_cases()) {
+      const std::string name = row.name + " of " + row.inputs[0].shape.to_string() + ", " +
+                               std::string(name_of(type.dtype));
+      expect_same_in_both_orders(name, [&] {
+        Results results;
+        for (const Tensor& one : results_of(row, type.dtype, true))
+          results.push_back(one.to_vector<double>());
+        return results;
+      });
+    }
   }
+}
+
+// And of all kernels of a step together.
+TEST(CudaTrainer, AStepGivesTheSameInBothOrdersOfTheThreads) {
+  use_cuda();
+  const auto check = [](Precision precision, bool hopper) {
+    const PrecisionScope precision_scope(precision);
+    const OptionsScope scope;
+    options().hopper = hopper;
+    expect_same_in_both_orders("a step", [&] {
+      Trainer trainer(tiny_settings(), Device::cuda());
+      if (precision == Precision::kFloat16) trainer.scale_losses(10);
+      randomise(trainer.unet());
+      const Images batch = images(1);
+      const StepReport report = trainer.step(batch.x_0, batch.y);
+      Results results = state_of(trainer);
+      results.insert(results.begin(), {report.loss, report.grad_norm});
+      return results;
+    });
+  };
+  check(Precision::kFloat32, false);
+  check(Precision::kBfloat16, false);
+  check(Precision::kFloat16, true);
 }
 
 // The table of ops runs on the rung that the library picks. Several steps along k each, so that stages are used again.

@@ -148,11 +148,68 @@ TEST(EmulatedHopper, TheCopyEngineSwizzlesAndFillsWithZeros) {
   }
 }
 
+/// A product by descriptors in which some bits are flipped.
+__global__ void multiply_by(uint64_t flipped_in_a, uint64_t flipped_in_b) {
+  auto& tiles = stage<__half>();
+  init_barrier(reinterpret_cast<uint64_t*>(tiles.b), 1);
+  float sum[64] = {};
+  multiply<__half, false, false>(sum, descriptor<Layout::kAlongK>(tiles.a, 0, 0) ^ flipped_in_a,
+                                 descriptor<Layout::kAlongK>(tiles.b, 0, 0) ^ flipped_in_b);
+}
+
+TEST(EmulatedHopper, ADescriptorOfAnotherSwizzleIsAFault) {
+  const auto fault = [](uint64_t a, uint64_t b) {
+    return fault_of(
+        [&] { launch<multiply_by>({.grid = 1, .block = 1, .shared_bytes = kBytes}, a, b); });
+  };
+  EXPECT_EQ(fault(0, 0), "no fault");
+  // None, of 64 bytes, of 32 bytes; patterns that begin 1 row or 4 rows late.
+  for (const uint64_t bits : {uint64_t{1} << 62, uint64_t{3} << 62, uint64_t{2} << 62,
+                              uint64_t{1} << 49, uint64_t{4} << 49}) {
+    for (const std::string& message : {fault(bits, 0), fault(0, bits)}) {
+      EXPECT_THAT(message, AllOf(HasSubstr("multiply_by: block (0,0,0), thread (0,0,0)"),
+                                 HasSubstr("not of a 128-byte swizzle from its beginning")))
+          << std::hex << bits;
+    }
+  }
+}
+
+__global__ void copy_to(const __grid_constant__ CUtensorMap matrix, int offset) {
+  auto& tiles = stage<__nv_bfloat16>();
+  auto* barrier = reinterpret_cast<uint64_t*>(tiles.b);
+  init_barrier(barrier, 1);
+  arrive_and_expect(barrier, kPattern);
+  copy_tile(matrix, 0, 0, tiles.a + offset, barrier);
+}
+
+TEST(EmulatedHopper, ATileThatIsNotAlignedToAPatternIsAFault) {
+  const DeviceArray<__nv_bfloat16> matrix(std::vector<__nv_bfloat16>(64 * 8));
+  const CUtensorMap map = tensor_map<2>(matrix.data(), {64, 8}, {64, 8}, {1, 1});
+  const auto fault = [&](int offset) {
+    return fault_of(
+        [&] { launch<copy_to>({.grid = 1, .block = 1, .shared_bytes = kBytes}, map, offset); });
+  };
+  EXPECT_EQ(fault(kPattern / 2), "no fault");
+  for (const int offset : {8, 64, kPattern / 4}) {  // a piece, a row, half of a pattern
+    EXPECT_THAT(fault(offset), AllOf(HasSubstr("copy_to: block (0,0,0), thread (0,0,0)"),
+                                     HasSubstr("not aligned to 1024 bytes")))
+        << offset;
+  }
+}
+
 TEST(EmulatedHopper, WhatTheCopyEngineCannotCopyIsRefused) {
   const DeviceArray<__nv_bfloat16> array(1024);
   EXPECT_THROW(tensor_map<2>(array.data() + 1, {64, 8}, {64, 8}, {1, 1}), Error);  // 2 bytes off
   EXPECT_THROW(tensor_map<2>(array.data(), {68, 8}, {64, 8}, {1, 1}), Error);  // rows of 136 bytes
   EXPECT_THROW(tensor_map<2>(array.data(), {64, 0}, {64, 8}, {1, 1}), Error);  // nothing
+  // Boxes whose rows are not of a pattern; a side of 256 is the longest, a step of 8 the largest.
+  EXPECT_THROW(tensor_map<2>(array.data(), {64, 8}, {32, 8}, {1, 1}), Error);
+  EXPECT_THROW(tensor_map<2>(array.data(), {64, 8}, {64, 0}, {1, 1}), Error);
+  EXPECT_NO_THROW(tensor_map<2>(array.data(), {64, 8}, {64, 256}, {1, 1}));
+  EXPECT_THROW(tensor_map<2>(array.data(), {64, 8}, {64, 257}, {1, 1}), Error);
+  EXPECT_NO_THROW(tensor_map<2>(array.data(), {64, 8}, {64, 8}, {1, 8}));
+  EXPECT_THROW(tensor_map<2>(array.data(), {64, 8}, {64, 8}, {1, 9}), Error);
+  EXPECT_THROW(tensor_map<2>(array.data(), {64, 8}, {64, 8}, {1, 0}), Error);
 }
 
 }  // namespace

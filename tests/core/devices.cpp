@@ -1,4 +1,4 @@
-#include "core/op_cases.h"
+#include "support/devices.h"
 
 namespace mutilde {
 

@@ -1,5 +1,6 @@
-// The table of ops (tests/core/op_cases.h) runs on the first GPU.
-#include "core/op_cases.h"
+// The table of ops (tests/core/op_cases.h) and the original program's networks run on the first GPU.
+#include "support/devices.h"
+
 #include "cuda/devices.h"
 
 namespace mutilde {
