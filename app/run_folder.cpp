@@ -134,7 +134,9 @@ void remove_run(const fs::path& folder) {
   std::vector<fs::path> ours;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
     const fs::path& path = entry.path();
-    const bool named = path.filename() == "progress.csv" || path.filename() == "loss.png";
+    const std::string name = path.filename().string();
+    const bool left_over = name.starts_with("checkpoint_") && name.find(".tmp-") != name.npos;
+    const bool named = name == "progress.csv" || name == "loss.png" || left_over;
     if (named || number_in(path, "checkpoint", "safetensors") >= 0 ||
         number_in(path, "samples", "png") >= 0) {
       ours.push_back(path);

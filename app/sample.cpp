@@ -1,8 +1,11 @@
 // mutilde sample: images from a checkpoint.
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <optional>
 #include <vector>
+
+#include <unistd.h>
 
 #include "app/command_line.h"
 #include "app/commands.h"
@@ -100,6 +103,9 @@ void check_flags(const CommandLine& line, const SampleFlags& flags) {
       fail<FileError>("{}: there is no folder {}", path, folder.string());
     if (fs::is_directory(path))
       fail<FileError>("{}: this is a folder, a file is to be written", path);
+    // Now, and not when all is sampled.
+    if (!path.empty() && ::access(folder.empty() ? "." : folder.c_str(), W_OK) != 0)
+      fail<FileError>("{}: no file may be made in its folder", path);
   }
   if (!flags.png_dir.empty() && fs::exists(flags.png_dir) && !fs::is_directory(flags.png_dir)) {
     fail<FileError>("--png_dir {}: this is not a folder", flags.png_dir);
@@ -204,8 +210,11 @@ Tensor make_samples(const SampleFlags& flags, const LoadedModel& model, Device d
       strip.note(step, first);
       progress.update(++done, fmt::format("images {}-{} of {}", first + 1, end, N));
     };
-    all.slice(first, end)
-        .copy_(to_uint8(sample_images(*model.unet, model.settings, diffusion, request)));
+    const Tensor x = sample_images(*model.unet, model.settings, diffusion, request);
+    if (!std::ranges::all_of(x.values<float>(), [](float value) { return std::isfinite(value); }))
+      fail<Error>("the samples are not finite numbers: the weights of {} are not",
+                  flags.checkpoint);
+    all.slice(first, end).copy_(to_uint8(x));
   }
   return all;
 }

@@ -179,7 +179,7 @@ fs::path checked_out_folder(const TrainFlags& flags, const std::optional<Checkpo
 
 std::unique_ptr<Dataset> open_data(Settings& settings) {
   DatasetOptions options;
-  options.channels = settings.image_channels == 3 ? 3 : 0;
+  options.channels = static_cast<int>(settings.image_channels);
   Progress progress("reading images", 0, 0, 10'000);
   options.progress = [&](int64_t done, int64_t total) {
     progress.update(done, fmt::format("of {}", total));

@@ -77,8 +77,8 @@ std::unique_ptr<Dataset> open_dataset(const std::string& spec, int image_size,
   if (image_size < 1 || image_size > kMaxImageSide) {
     fail<Error>("data: an image size of {}, 1 to {} is possible", image_size, kMaxImageSide);
   }
-  if (options.channels != 0 && options.channels != 3) {
-    fail<Error>("data: {} channels, 3 (or 0, as stored) is possible", options.channels);
+  if (options.channels != 0 && options.channels != 1 && options.channels != 3) {
+    fail<Error>("data: {} channels, 1 or 3 (or 0, as stored) are possible", options.channels);
   }
   fs::path path = spec;
   for (const KnownSet& known : kKnownSets) {
@@ -97,7 +97,8 @@ std::unique_ptr<Dataset> open_dataset(const std::string& spec, int image_size,
     }
     dataset = open_path(path, image_size, options);
   } catch (const fs::filesystem_error& error) {
-    fail<FileError>("data: cannot read {}: {}", error.path1().string(), error.code().message());
+    const fs::path& unread = error.path1().empty() ? path : error.path1();  // below it, then
+    fail<FileError>("data: cannot read {}: {}", unread.string(), error.code().message());
   }
   dataset->keep_in_memory(options);
   return dataset;

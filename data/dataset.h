@@ -15,7 +15,8 @@
 namespace mutilde {
 
 struct DatasetOptions {
-  int channels = 0;   // 0: as stored (IDX 1, the others 3); 3: grey is replicated
+  /// 0: as stored (IDX 1, the others 3); 3: grey is replicated; 1: picture files become grey.
+  int channels = 0;
   bool test = false;  // the test part of CIFAR-10 and IDX sets instead of the training part
   /// Bytes of decoded pixels to keep; a larger set is decoded on demand.
   size_t memory_limit = size_t{1} << 30;

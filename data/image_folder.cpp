@@ -12,16 +12,23 @@ namespace fs = std::filesystem;
 
 class ImageFolder final : public Dataset {
  public:
-  ImageFolder(std::vector<fs::path> paths, int image_size, std::vector<int64_t> labels,
-              std::vector<std::string> class_names)
-      : Dataset(image_size, 3, std::move(labels), std::move(class_names)),
+  ImageFolder(std::vector<fs::path> paths, int image_size, int channels,
+              std::vector<int64_t> labels, std::vector<std::string> class_names)
+      : Dataset(image_size, channels, std::move(labels), std::move(class_names)),
         paths_(std::move(paths)) {}
 
  private:
   void decode(int64_t index, uint8_t* pixels) const override {
     const Image image = load_image(paths_[static_cast<size_t>(index)]);
     const Image fitted = resize_and_crop(image, image_size());
-    std::copy(fitted.pixels.begin(), fitted.pixels.end(), pixels);
+    const std::vector<uint8_t>& rgb = fitted.pixels;
+    if (channels() == 3) {
+      std::copy(rgb.begin(), rgb.end(), pixels);
+      return;
+    }
+    for (size_t i = 0; i < rgb.size(); i += 3)  // luma (ITU-R BT.601), in units of 2^-16
+      *pixels++ = static_cast<uint8_t>(
+          (19595U * rgb[i] + 38470U * rgb[i + 1] + 7471U * rgb[i + 2] + 0x8000U) >> 16);
   }
   bool decodes_fast() const override { return false; }
 
@@ -62,8 +69,8 @@ std::unique_ptr<Dataset> open_image_folder(const fs::path& folder, int image_siz
   std::vector<int64_t> labels;
   for (const fs::path& path : paths)
     labels.push_back(classes.empty() ? 0 : classes[class_of(path)]);
-  return std::make_unique<ImageFolder>(std::move(paths), image_size, std::move(labels),
-                                       std::move(class_names));
+  return std::make_unique<ImageFolder>(std::move(paths), image_size, options.channels == 1 ? 1 : 3,
+                                       std::move(labels), std::move(class_names));
 }
 
 }  // namespace mutilde

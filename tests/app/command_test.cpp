@@ -134,8 +134,6 @@ TEST_F(CommandTest, TrainingRefusesBadSettingsAndBadData) {
               HasSubstr("0.9 is given twice"));
   EXPECT_THAT(refusal("train --data images --out run --num_samples 4611686018427387904 " + tiny),
               HasSubstr("at most 10000"));
-  EXPECT_THAT(refusal("train --data images --out run --image_channels 1 " + tiny),
-              HasSubstr("have 3"));
   EXPECT_THAT(refusal("train --data images --out run --learn_sigma --sigma_small"),
               HasSubstr("contradict"));
   EXPECT_THAT(refusal("train --data images --out run --batch_size 0"),

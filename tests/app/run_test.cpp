@@ -1,6 +1,8 @@
 // The command from end to end on generated pictures: train, stop, resume, sample.
 #include <chrono>
 #include <cmath>
+#include <cstdint>
+#include <cstring>
 #include <thread>
 
 #include <gmock/gmock.h>
@@ -271,6 +273,22 @@ TEST_F(CommandTest, ARunOutlivesTheReaderOfItsOutput) {
   ASSERT_EQ(std::system(command.c_str()), 0);
   EXPECT_THAT(read_file(folder_ / "out"), HasSubstr("training on"));
   EXPECT_THAT(succeed("info run").out, HasSubstr("step 9,"));
+}
+
+TEST_F(CommandTest, WeightsThatAreNoNumbersMakeNoPictures) {
+  make_images("images", 6, 8);
+  succeed(std::string("train --data images --out run --steps 1 --sample_interval 0") + kTiny);
+  const fs::path path = work() / "run" / "checkpoint_000001.safetensors";
+  std::string bytes = read_file(path);
+  uint64_t header = 0;
+  std::memcpy(&header, bytes.data(), sizeof(header));
+  std::fill(bytes.begin() + static_cast<std::ptrdiff_t>(sizeof(header) + header), bytes.end(),
+            '\xff');
+  std::ofstream(path, std::ios::binary) << bytes;
+  const Result result = run("sample run --num_samples 1 --timestep_respacing 2 --use_raw");
+  EXPECT_EQ(result.exit_code, 2);
+  EXPECT_THAT(result.err, HasSubstr("the samples are not finite numbers"));
+  EXPECT_FALSE(fs::exists(work() / "samples.png"));
 }
 
 TEST_F(CommandTest, AnErrorOutputThatIsFullEndsNothing) {

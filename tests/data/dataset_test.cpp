@@ -57,6 +57,24 @@ TEST_F(ImageFolder, TakesClassesFromNamesAndOrderFromPaths) {
   EXPECT_EQ(pixels_of(*dataset, 2), wave_image(8, 8, 3, 1).pixels);
 }
 
+TEST_F(ImageFolder, MayBeGrey) {
+  const Image grey = wave_image(8, 8, 1, 2), colours = wave_image(8, 8, 3, 1);
+  put("a.png", grey);
+  put("b.png", colours);
+  DatasetOptions options;
+  options.channels = 1;
+  const auto dataset = open(8, options);
+  EXPECT_EQ(dataset->channels(), 1);
+  EXPECT_EQ(pixels_of(*dataset, 0), grey.pixels);  // 19595 + 38470 + 7471 = 2^16
+  const std::vector<uint8_t> luma = pixels_of(*dataset, 1);
+  ASSERT_EQ(luma.size(), 64U);
+  for (size_t i = 0; i < luma.size(); ++i) {
+    const double expected = 0.299 * colours.pixels[3 * i] + 0.587 * colours.pixels[3 * i + 1] +
+                            0.114 * colours.pixels[3 * i + 2];
+    EXPECT_NEAR(luma[i], expected, 0.5 + 255 * 3 * 0x1p-17) << i;  // factors are rounded to 2^-16
+  }
+}
+
 TEST_F(ImageFolder, HasNoClassesUnlessEveryNameHasAnUnderscore) {
   put("cat_1.png", wave_image(8, 8, 3));
   put("dog.png", wave_image(8, 8, 3));
