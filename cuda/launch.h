@@ -86,8 +86,9 @@ void launch(const LaunchConfig& config, Arguments... arguments) {
   if (error != cudaSuccess)
     check(error, launch_text("before the launch", kernel_name<kernel>(), config));
 #ifdef __CUDACC__
-  // Up to 48 KiB are free to use, more must be asked for.
-  if (config.shared_bytes > 48 * 1024) {
+  // Up to 48 KiB are free to use, more must be asked for; a kernel's static arrays, 16 KiB at most where it has
+  // dynamic ones too, count as well.
+  if (config.shared_bytes > 32 * 1024) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(config.shared_bytes));
   }

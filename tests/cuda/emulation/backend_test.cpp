@@ -158,25 +158,23 @@ TEST(CudaKernels, OfEachRungGiveTheSameInBothOrdersOfTheirThreads) {
     };
     const Tensor x = make({1, 9, 7, C}), weight = make({C_out, 3, 3, C});
     cuda::CudaBackend backend(0, rung);
-    const auto results = [&](Order order) {
-      const OptionsScope options_scope;
-      options().order = order;
-      options().hopper = rung == cuda::Rung::kHopper;
+    const OptionsScope options_scope;
+    options().hopper = rung == cuda::Rung::kHopper;
+    expect_same_in_both_orders("a convolution", [&] {
       const Tensor out = Tensor::empty({1, 9, 7, C_out}, DType::kFloat32, Device::cuda());
       const Tensor dx = Tensor::empty(x.shape(), DType::kFloat32, Device::cuda());
       const Tensor dweight = Tensor::empty(weight.shape(), DType::kFloat32, Device::cuda());
       backend.conv2d(x, weight, {}, {}, {1, 1}, out);
       backend.conv2d_backward_input(out, weight, {1, 1}, dx);
       backend.conv2d_backward_weight(x, out, {1, 1}, dweight);
-      return std::vector{out.to_vector<double>(), dx.to_vector<double>(),
-                         dweight.to_vector<double>()};
-    };
-    EXPECT_EQ(results(Order::kReverse), results(Order::kForward));
+      return Results{out.to_vector<double>(), dx.to_vector<double>(), dweight.to_vector<double>()};
+    });
   };
-  check(cuda::Rung::kPlain, Precision::kFloat32, 5, 67);
-  check(cuda::Rung::kWmma, Precision::kFloat32, 5, 67);
-  check(cuda::Rung::kMma, Precision::kBfloat16, 40, 136);
-  check(cuda::Rung::kHopper, Precision::kBfloat16, 40, 136);
+  using cuda::Rung;
+  check(Rung::kPlain, Precision::kFloat32, 5, 67);
+  check(Rung::kWmma, Precision::kFloat32, 5, 67);
+  check(Rung::kMma, Precision::kBfloat16, 40, 136);
+  check(Rung::kHopper, Precision::kBfloat16, 40, 136);
 }
 
 /// The kernel that multiplies two matrices on a backend made under MUTILDE_CUDA_RUNG=name.
