@@ -6,6 +6,7 @@
 #include "app/command_line.h"
 #include "app/commands.h"
 #include "app/device.h"
+#include "app/loading.h"
 #include "app/progress.h"
 #include "app/run_folder.h"
 #include "app/train_run.h"
@@ -175,31 +176,6 @@ fs::path checked_out_folder(const TrainFlags& flags, const std::optional<Checkpo
   }
   if (!flags.overwrite) refuse_files_of_others(flags, out);
   return out;
-}
-
-std::unique_ptr<Dataset> open_data(Settings& settings) {
-  DatasetOptions options;
-  options.channels = settings.image_channels == 3 ? 3 : 0;
-  Progress progress("reading images", 0, 0, 10'000);
-  options.progress = [&](int64_t done, int64_t total) {
-    progress.update(done, fmt::format("of {}", total));
-  };
-  auto dataset = open_dataset(settings.data, static_cast<int>(settings.image_size), options);
-  if (dataset->channels() != settings.image_channels) {
-    fail<Error>("--image_channels is {}, but the images of {} have {}", settings.image_channels,
-                settings.data, dataset->channels());
-  }
-  if (!settings.class_cond) return dataset;
-  const auto classes = static_cast<int64_t>(dataset->class_names().size());
-  if (classes == 0)
-    fail<Error>("--class_cond: {} has no classes (they stand in file names, before an underscore)",
-                settings.data);
-  if (settings.num_classes == 0) settings.num_classes = classes;
-  if (settings.num_classes < classes) {
-    fail<Error>("--num_classes is {}, but {} has {} classes", settings.num_classes, settings.data,
-                classes);
-  }
-  return dataset;
 }
 
 void announce(const Trainer& trainer, const Dataset& dataset, const fs::path& out) {
