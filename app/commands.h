@@ -12,6 +12,7 @@ constexpr int kInterrupted = 130;
 
 int train_command(const std::vector<std::string>& arguments);
 int sample_command(const std::vector<std::string>& arguments);
+int nll_command(const std::vector<std::string>& arguments);
 int info_command(const std::vector<std::string>& arguments);
 int bench_command(const std::vector<std::string>& arguments);
 

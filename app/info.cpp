@@ -79,8 +79,8 @@ int info_command(const std::vector<std::string>& arguments) {
   fmt::print("{}\n  {}", path.string(),
              bytes_text(static_cast<double>(std::filesystem::file_size(path))));
   if (checkpoint.settings()) {
-    fmt::print(", step {}, {} images seen\n", grouped(checkpoint.step()),
-               grouped(checkpoint.images_seen()));
+    fmt::print(", step {}, {} images seen, products in {}\n", grouped(checkpoint.step()),
+               grouped(checkpoint.images_seen()), checkpoint.precision());
   } else {
     fmt::print(", not written by mutilde: no settings\n");
   }

@@ -22,9 +22,10 @@ struct Command {
   const char* summary;
 };
 
-constexpr std::array<Command, 4> kCommands = {
+constexpr std::array<Command, 5> kCommands = {
     {{"train", train_command, "Train a diffusion model on a folder of images or a known data set"},
      {"sample", sample_command, "Make images with a trained model"},
+     {"nll", nll_command, "Bound the negative log-likelihood of images, in bits per dimension"},
      {"info", info_command, "Show what is in a checkpoint"},
      {"bench", bench_command, "Measure a step, and where its time goes"}}};
 

@@ -5,19 +5,16 @@
 #include <optional>
 #include <vector>
 
-#include <unistd.h>
-
 #include "app/command_line.h"
 #include "app/commands.h"
 #include "app/device.h"
+#include "app/loading.h"
 #include "app/low_res.h"
 #include "app/progress.h"
-#include "app/run_folder.h"
 #include "app/sampling.h"
 #include "app/strip.h"
 #include "data/image_io.h"
 #include "data/npz.h"
-#include "diffusion/checkpoint.h"
 
 namespace fs = std::filesystem;
 
@@ -25,13 +22,11 @@ namespace mutilde::app {
 
 namespace {
 
-struct SampleFlags {
-  std::string checkpoint, respacing, low_res, out, png_dir, npz, progressive, device = "auto",
-                                                                              precision = "fp32";
-  int64_t num_samples = 16, batch_size = 16, seed = 0, label = -1;
-  bool use_ddim = false, clip_denoised = true, use_raw = false;
-  double eta = 0, ema_rate = 0;
-  Settings settings;  // for a file without
+struct SampleFlags : ModelFlags {
+  std::string low_res, out, png_dir, npz, progressive;
+  int64_t num_samples = 16, label = -1;
+  bool use_ddim = false;
+  double eta = 0;
 };
 
 CommandLine sample_command_line(SampleFlags& flags) {
@@ -41,9 +36,7 @@ CommandLine sample_command_line(SampleFlags& flags) {
       "  mutilde sample run --num_samples 64 --out samples.png\n"
       "  mutilde sample run --use_ddim --timestep_respacing ddim50 --npz samples.npz\n"
       "  mutilde sample run --num_samples 4 --progressive steps.png\n");
-  line.group("Arguments");
-  line.add_positional("CHECKPOINT", flags.checkpoint,
-                      "a checkpoint, or the folder of a run (its newest is taken)");
+  add_checkpoint(line, flags);
   line.group("What to make");
   line.add("--num_samples", flags.num_samples, "how many images");
   line.add("--class", flags.label, "the class of all of them; -1: one class after the other");
@@ -51,19 +44,9 @@ CommandLine sample_command_line(SampleFlags& flags) {
   line.add("--low_res,--base_samples", flags.low_res,
            "super-resolution: the images to enlarge, a folder or an .npz", "DATA");
   line.group("How");
-  line.add("--timestep_respacing", flags.respacing,
-           "fewer steps: 250, ddim50, 10,15,20; empty: as in training", "STEPS");
   line.add("--use_ddim", flags.use_ddim, "DDIM instead of DDPM: better with few steps");
   line.add("--eta", flags.eta, "with DDIM: how much noise, from 0 to 1");
-  line.add("--clip_denoised", flags.clip_denoised,
-           "clip each predicted x_0 to the range of pixels");
-  line.add("--device", flags.device, kDeviceHelp, "DEVICE");
-  line.add("--precision", flags.precision, kPrecisionHelp, "", kPrecisions);
-  line.add("--batch_size", flags.batch_size,
-           "images at a time; changes the memory, not the images");
-  line.add("--ema_rate", flags.ema_rate,
-           "which average of the weights; 0: the first of the checkpoint");
-  line.add("--use_raw", flags.use_raw, "the weights themselves instead of an average");
+  add_model_flags(line, flags);
   line.group("Output");
   line.add("--out", flags.out, "a grid of the images; samples.png if no other output is asked for",
            "PNG");
@@ -72,72 +55,27 @@ CommandLine sample_command_line(SampleFlags& flags) {
   line.add("--progressive", flags.progressive,
            "a strip a sample that shows x_t, and below it the predicted x_0, from noise to image",
            "PNG");
-  line.group("Model (only for weights that mutilde did not write)");
-  line.add_settings(flags.settings, SettingGroup::kModel, {"dropout", "use_checkpoint"});
-  line.group("Diffusion (likewise)");
-  line.add_settings(flags.settings, SettingGroup::kDiffusion, {"timestep_respacing"});
+  add_foreign_model(line, flags);
   return line;
 }
 
 void check_flags(const CommandLine& line, const SampleFlags& flags) {
-  if (flags.checkpoint.empty())
-    fail<UsageError>("a checkpoint is missing: mutilde sample CHECKPOINT");
+  check_model_flags(line, flags);
   constexpr int64_t kMost = 10'000'000;  // they are all in memory at the end
-  for (const auto& [name, count] : {std::pair{"--num_samples", flags.num_samples},
-                                    std::pair{"--batch_size", flags.batch_size}}) {
-    if (count < 1) fail<UsageError>("{} is {}, at least 1 expected", name, count);
-    if (count > kMost) fail<UsageError>("{} is {}, at most {} expected", name, count, kMost);
-  }
-  if (flags.seed < 0) fail<UsageError>("--seed is {}, at least 0 expected", flags.seed);
+  if (flags.num_samples < 1)
+    fail<UsageError>("--num_samples is {}, at least 1 expected", flags.num_samples);
+  if (flags.num_samples > kMost)
+    fail<UsageError>("--num_samples is {}, at most {} expected", flags.num_samples, kMost);
   if (flags.label < -1)
     fail<UsageError>("--class is {}, a class from 0, or -1, expected", flags.label);
   if (!(flags.eta >= 0 && flags.eta <= 1))
     fail<UsageError>("--eta is {}, a number from 0 to 1 expected", flags.eta);
   if (line.given("--eta") && !flags.use_ddim)
     fail<UsageError>("--eta is DDIM's: give --use_ddim too");
-  if (flags.use_raw && line.given("--ema_rate"))
-    fail<UsageError>("--use_raw and --ema_rate contradict each other");
-  for (const std::string& path : {flags.out, flags.npz, flags.progressive}) {
-    const fs::path folder = fs::path(path).parent_path();
-    if (!folder.empty() && !fs::is_directory(folder))
-      fail<FileError>("{}: there is no folder {}", path, folder.string());
-    if (fs::is_directory(path))
-      fail<FileError>("{}: this is a folder, a file is to be written", path);
-    // Now, and not when all is sampled.
-    if (!path.empty() && ::access(folder.empty() ? "." : folder.c_str(), W_OK) != 0)
-      fail<FileError>("{}: no file may be made in its folder", path);
-  }
+  for (const std::string& path : {flags.out, flags.npz, flags.progressive}) check_output_file(path);
   if (!flags.png_dir.empty() && fs::exists(flags.png_dir) && !fs::is_directory(flags.png_dir)) {
     fail<FileError>("--png_dir {}: this is not a folder", flags.png_dir);
   }
-}
-
-LoadedModel load(const CommandLine& line, const SampleFlags& flags) {
-  const fs::path path = find_checkpoint(flags.checkpoint);
-  LoadOptions options;
-  options.use_raw = flags.use_raw;
-  if (flags.ema_rate != 0) options.ema_rate = flags.ema_rate;
-  const auto given = line.given_settings();
-  // --ema_rate and the like are this command's own; what is left describes a model.
-  const auto model_flag = std::find_if(given.begin(), given.end(), [](const SettingField* field) {
-    return field->group != SettingGroup::kTraining &&
-           std::string_view(field->name) != "timestep_respacing";
-  });
-  const bool has_settings = Checkpoint(path).settings().has_value();
-  if (has_settings && model_flag != given.end()) {
-    fail<UsageError>(
-        "--{}: {} says itself what its model is; "
-        "this flag is for weights that mutilde did not write",
-        (*model_flag)->name, path.string());
-  }
-  if (!has_settings && model_flag == given.end()) {
-    fail<UsageError>(
-        "{}: mutilde did not write it, so give the flags of its model "
-        "(--image_size, --num_channels, ..)",
-        path.string());
-  }
-  if (!has_settings) options.settings = flags.settings;
-  return load_model(path, options);
 }
 
 /// What the model is conditioned on, a row a sample.
@@ -239,8 +177,7 @@ int sample_command(const std::vector<std::string>& arguments) {
     flags.out = "samples.png";
   const Device device = find_device(flags.device);
   use_precision(flags.precision, device);
-  const LoadedModel model = load(line, flags);
-  model.unet->to(device);
+  const LoadedModel model = load(line, flags, device);
   const SpacedDiffusion diffusion = make_diffusion(model.settings, flags.respacing);
   const Conditions given = conditions(flags, model.settings);
 

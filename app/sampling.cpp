@@ -5,15 +5,12 @@
 
 namespace mutilde::app {
 
-namespace {
-
-/// Noise with a stream a sample, so that neither the batch size nor the other samples matter.
-Noise noise_by_sample(const SampleRequest& request) {
+Noise noise_by_image(int64_t seed, int64_t first, int64_t count) {
   Settings seeded;
-  seeded.seed = request.seed;
+  seeded.seed = seed;
   std::vector<Generator> generators;
-  for (int64_t i = 0; i < request.count; ++i) {
-    generators.push_back(random_for(seeded, RandomPurpose::kSamples, request.first + i));
+  for (int64_t i = 0; i < count; ++i) {
+    generators.push_back(random_for(seeded, RandomPurpose::kSamples, first + i));
   }
   return [generators](const Tensor& like) mutable {
     Tensor noise = empty_like(like);
@@ -26,8 +23,6 @@ Noise noise_by_sample(const SampleRequest& request) {
   };
 }
 
-}  // namespace
-
 Tensor sample_images(const UNet& unet, const Settings& settings, const GaussianDiffusion& diffusion,
                      const SampleRequest& request) {
   const NoGrad no_grad;
@@ -36,7 +31,7 @@ Tensor sample_images(const UNet& unet, const Settings& settings, const GaussianD
                                                                                   const Tensor& t) {
     return unet.forward(x_t, t, y, low_res);
   };
-  const Noise noise = noise_by_sample(request);
+  const Noise noise = noise_by_image(request.seed, request.first, request.count);
   const int64_t size = settings.image_size;
   const Shape shape{request.count, size, size, settings.image_channels};
   const Tensor x_T = noise(Tensor::empty(shape, DType::kFloat32, request.device));

@@ -1,4 +1,4 @@
-// Images from a network: what `sample` does, and `train` now and then.
+// Images from a network: what `sample` does, and `train` now and then; and the noise for that.
 #pragma once
 
 #include <functional>
@@ -18,6 +18,10 @@ struct SampleRequest {
   Device device = {};  // the network's
   SamplingOptions options;
 };
+
+/// Noise with a stream an image, `first` and on, so that neither the batch size nor the other images
+/// matter.
+Noise noise_by_image(int64_t seed, int64_t first, int64_t count);
 
 /// [count, H, W, C] on the CPU, about in [-1, 1].
 Tensor sample_images(const UNet& unet, const Settings& settings, const GaussianDiffusion& diffusion,

@@ -6,6 +6,7 @@
 #include "app/command_line.h"
 #include "app/commands.h"
 #include "app/device.h"
+#include "app/loading.h"
 #include "app/progress.h"
 #include "app/run_folder.h"
 #include "app/train_run.h"
@@ -48,7 +49,8 @@ CommandLine train_command_line(TrainFlags& flags) {
            "folder, or from an earlier checkpoint in a new one that --out names",
            "CHECKPOINT");
   line.add("--device", flags.device, kDeviceHelp, "DEVICE");
-  line.add("--precision", flags.precision, kPrecisionHelp, "", kPrecisions);
+  line.add("--precision", flags.precision,
+           std::string(kPrecisionHelp) + "; --resume goes on in the checkpoint's", "", kPrecisions);
   line.add("--overwrite", flags.overwrite, "remove an earlier run from the folder");
   line.add("--save_interval", flags.run.save_interval,
            "steps between checkpoints; 0: only at the end");
@@ -177,31 +179,6 @@ fs::path checked_out_folder(const TrainFlags& flags, const std::optional<Checkpo
   return out;
 }
 
-std::unique_ptr<Dataset> open_data(Settings& settings) {
-  DatasetOptions options;
-  options.channels = static_cast<int>(settings.image_channels);
-  Progress progress("reading images", 0, 0, 10'000);
-  options.progress = [&](int64_t done, int64_t total) {
-    progress.update(done, fmt::format("of {}", total));
-  };
-  auto dataset = open_dataset(settings.data, static_cast<int>(settings.image_size), options);
-  if (dataset->channels() != settings.image_channels) {
-    fail<Error>("--image_channels is {}, but the images of {} have {}", settings.image_channels,
-                settings.data, dataset->channels());
-  }
-  if (!settings.class_cond) return dataset;
-  const auto classes = static_cast<int64_t>(dataset->class_names().size());
-  if (classes == 0)
-    fail<Error>("--class_cond: {} has no classes (they stand in file names, before an underscore)",
-                settings.data);
-  if (settings.num_classes == 0) settings.num_classes = classes;
-  if (settings.num_classes < classes) {
-    fail<Error>("--num_classes is {}, but {} has {} classes", settings.num_classes, settings.data,
-                classes);
-  }
-  return dataset;
-}
-
 void announce(const Trainer& trainer, const Dataset& dataset, const fs::path& out) {
   const Settings& settings = trainer.settings();
   note(fmt::format("{} {} images of {}x{}, {} parameters, batches of {}, on {}; writing to {}\n",
@@ -221,10 +198,11 @@ int train_command(const std::vector<std::string>& arguments) {
   if (!line.parse(arguments)) return 0;
   check_flags(flags);
   const Device device = find_device(flags.device);
-  use_precision(flags.precision, device);
 
   std::optional<Checkpoint> checkpoint;
   if (!flags.resume.empty()) checkpoint.emplace(find_checkpoint(flags.resume));
+  const bool goes_on = checkpoint && !line.given("--precision");
+  use_precision(goes_on ? checkpoint->precision() : flags.precision, device);
   Settings settings = checkpoint ? settings_of_resumed_run(line, flags, *checkpoint)
                                  : settings_of_new_run(line, flags);
   const fs::path out = checked_out_folder(flags, checkpoint);

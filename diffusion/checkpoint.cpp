@@ -1,15 +1,19 @@
 #include "diffusion/checkpoint.h"
 
 #include <algorithm>
+#include <iterator>
 #include <set>
 #include <utility>
 
 #include <nlohmann/json.hpp>
 
+#include "core/precision.h"
+
 namespace mutilde {
 
 namespace {
 
+constexpr const char* kPrecisions[] = {"fp32", "bf16", "fp16"};  // in the order of Precision
 constexpr const char* kSettingsKey = "mutilde.settings";
 constexpr const char* kStateKey = "mutilde.state";
 constexpr const char* kFirstMoment = "opt.first_moment.";
@@ -81,7 +85,9 @@ void save_checkpoint(const std::filesystem::path& path, const Trainer& trainer) 
   add(kSecondMoment, optimizer.second_moments());
   for (const auto& [name, value] : trainer.sampler().state())
     tensors.emplace_back(kSampler + name, value);
-  nlohmann::json state = {{"step", trainer.step_count()}, {"images", trainer.images_seen()}};
+  nlohmann::json state = {{"step", trainer.step_count()},
+                          {"images", trainer.images_seen()},
+                          {"precision", kPrecisions[static_cast<size_t>(product_precision())]}};
   if (trainer.lg_loss_scale()) {
     state["lg_loss_scale"] = *trainer.lg_loss_scale();
     state["skipped"] = trainer.skipped_steps();
@@ -105,6 +111,11 @@ Checkpoint::Checkpoint(const std::filesystem::path& path) : path_(path), file_(p
       } else if (settings_ &&  // an older file: as if no resume had changed the batch size
                  __builtin_mul_overflow(step_, settings_->batch_size, &images_seen_)) {
         fail<Error>("'{}' holds a step of {}, which cannot be", kStateKey, step_);
+      }
+      if (const auto precision = state.find("precision"); precision != state.end()) {
+        precision_ = precision->is_string() ? precision->get<std::string>() : "";
+        if (std::ranges::find(kPrecisions, precision_) == std::end(kPrecisions))
+          fail<Error>("'{}' holds no precision that can be", kStateKey);
       }
       if (const auto scale = state.find("lg_loss_scale"); scale != state.end()) {
         skipped_ = count_in(state, "skipped");

@@ -7,7 +7,7 @@
 //   sampler.<name>            the timestep sampler's state, if it has any
 //
 // and in the metadata `mutilde.settings` (see settings.h) and `mutilde.state`, as
-// {"step": 500, "images": 16000}, with "lg_loss_scale" and "skipped" where losses are scaled.
+// {"step": 500, "images": 16000, "precision": "fp32"}, with "lg_loss_scale" and "skipped" where losses are scaled.
 // Random numbers are functions of the seed and the step, so nothing else is needed to go on.
 //
 // A state dict of improved-diffusion that somebody saved as safetensors is a
@@ -42,6 +42,8 @@ class Checkpoint {
   int64_t step() const { return step_; }
   /// The images of all steps so far, repeated ones too.
   int64_t images_seen() const { return images_seen_; }
+  /// That of the products it was trained with: "fp32", "bf16" or "fp16".
+  const std::string& precision() const { return precision_; }
 
   /// The parameters, or with "ema_0.9999" that average, into a network made with the same settings.
   /// Throws FileError that names the file and the first parameter that is missing, of another shape
@@ -59,6 +61,7 @@ class Checkpoint {
   std::optional<Settings> settings_;
   int64_t step_ = 0;
   int64_t images_seen_ = 0;
+  std::string precision_ = "fp32";  // files of before it was kept too
   std::optional<double> lg_loss_scale_;
   int64_t skipped_ = 0;
 };

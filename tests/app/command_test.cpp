@@ -205,12 +205,29 @@ TEST_F(CheckpointCommandTest, SamplingRefusesFlagsThatDoNotFit) {
   EXPECT_THAT(refusal("sample run --png_dir images/cat_0.png"), HasSubstr("not a folder"));
 }
 
+TEST_F(CheckpointCommandTest, NllRefusesFlagsThatDoNotFit) {
+  EXPECT_THAT(refusal("nll"), HasSubstr("a checkpoint is missing: mutilde nll CHECKPOINT"));
+  EXPECT_THAT(refusal("nll nowhere"), HasSubstr("neither a checkpoint nor a run folder"));
+  EXPECT_THAT(refusal("nll run --data nowhere"), HasSubstr("nowhere"));
+  EXPECT_THAT(refusal("nll run --num_samples -1"), HasSubstr("--num_samples is -1"));
+  EXPECT_THAT(refusal("nll run --batch_size 0"), HasSubstr("--batch_size is 0"));
+  EXPECT_THAT(refusal("nll run --timestep_respacing 41"), HasSubstr("41"));
+  EXPECT_THAT(refusal("nll run --image_size 8"), HasSubstr("says itself what its model is"));
+  EXPECT_THAT(refusal("nll run --use_raw --ema_rate 0.5"), HasSubstr("contradict"));
+  EXPECT_THAT(refusal("nll run --npz nowhere/x.npz"), HasSubstr("there is no folder nowhere"));
+  EXPECT_THAT(refusal("nll run --plot images"), HasSubstr("this is a folder"));
+  fs::rename(work() / "images", work() / "moved");
+  EXPECT_THAT(refusal("nll run"), HasSubstr("images"));
+  succeed("nll run --data moved --timestep_respacing 2 --num_samples 1");
+}
+
 TEST_F(CheckpointCommandTest, DamagedCheckpointsAreRefusedByEveryCommand) {
   const std::string good = read_file(checkpoint());
   const auto expect_refused = [&](const std::string& bytes, const char* what) {
     std::ofstream(work() / "bad.safetensors", std::ios::binary) << bytes;
-    for (const char* command : {"info bad.safetensors", "sample bad.safetensors",
-                                "train --steps 2 --resume bad.safetensors"}) {
+    for (const char* command :
+         {"info bad.safetensors", "sample bad.safetensors", "nll bad.safetensors",
+          "train --steps 2 --resume bad.safetensors"}) {
       EXPECT_THAT(refusal(command), HasSubstr("bad.safetensors")) << what;
     }
   };

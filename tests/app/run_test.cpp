@@ -275,6 +275,18 @@ TEST_F(CommandTest, ARunOutlivesTheReaderOfItsOutput) {
   EXPECT_THAT(succeed("info run").out, HasSubstr("step 9,"));
 }
 
+TEST_F(CommandTest, AResumedRunKeepsItsPrecision) {
+  make_images("images", 6, 8);
+  succeed(std::string("train --data images --out run --steps 2 --precision bf16 "
+                      "--sample_interval 0") +
+          kTiny);
+  EXPECT_THAT(succeed("info run").out, HasSubstr("products in bf16"));
+  succeed("train --resume run --steps 3 --sample_interval 0");
+  EXPECT_THAT(succeed("info run").out, HasSubstr("step 3, 12 images seen, products in bf16"));
+  succeed("train --resume run --steps 4 --sample_interval 0 --precision fp32");
+  EXPECT_THAT(succeed("info run").out, HasSubstr("products in fp32"));
+}
+
 TEST_F(CommandTest, WeightsThatAreNoNumbersMakeNoPictures) {
   make_images("images", 6, 8);
   succeed(std::string("train --data images --out run --steps 1 --sample_interval 0") + kTiny);
