@@ -192,6 +192,7 @@ int nll_command(const std::vector<std::string>& arguments) {
   if (sums.images < N)
     note(fmt::format("stopped after {} of {} images\n", grouped(sums.images), grouped(N)));
   if (sums.images > 0) {
+    const Saving saving;
     print(sums);
     write(flags, sums, diffusion.timestep_map());
   }
