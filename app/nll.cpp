@@ -1,5 +1,6 @@
 // mutilde nll: how many bits a dimension a model needs for images at most (eq. 4).
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -121,6 +122,9 @@ Sums measure(const NllFlags& flags, const LoadedModel& model, const SpacedDiffus
       };
       sums.add(bits_per_dim(diffusion, network, images.x_0,
                             noise_by_image(flags.seed, first, count), flags.clip_denoised));
+      if (!std::isfinite(sums.total))
+        fail<Error>("the bits per dimension are not finite numbers: the weights of {} are not",
+                    flags.checkpoint);
     }
   } catch (const Stopped&) {  // what was done before this batch counts
   }

@@ -300,6 +300,9 @@ TEST_F(CommandTest, WeightsThatAreNoNumbersMakeNoPictures) {
   const Result result = run("sample run --num_samples 1 --timestep_respacing 2 --use_raw");
   EXPECT_EQ(result.exit_code, 2);
   EXPECT_THAT(result.err, HasSubstr("the samples are not finite numbers"));
+  const Result nll = run("nll run --num_samples 1 --timestep_respacing 2 --use_raw");
+  EXPECT_EQ(nll.exit_code, 2);
+  EXPECT_THAT(nll.err, HasSubstr("are not finite numbers"));
   EXPECT_FALSE(fs::exists(work() / "samples.png"));
 }
 
