@@ -100,6 +100,24 @@ TEST_F(CommandTest, ADeviceThatIsNotThereIsRefusedWithTheReason) {
   }
 }
 
+#if defined(__linux__) && !defined(__clang__)
+TEST_F(CommandTest, StartsAnewForThreadsThatSpinShortly) {
+  const auto spin = [&](const std::string& environment) {
+    const std::string command = fmt::format(
+        "env -u OMP_WAIT_POLICY -u GOMP_SPINCOUNT OMP_DISPLAY_ENV=verbose {0} '{1}' "
+        "info 'no such file' >'{2}/out' 2>'{2}/err'",
+        environment, MUTILDE_BINARY, folder_.string());
+    EXPECT_NE(std::system(command.c_str()), 0);
+    return read_file(folder_ / "err");
+  };
+  if (spin("").find("OPENMP DISPLAY") == std::string::npos)
+    GTEST_SKIP() << "the program was built without OpenMP";
+  EXPECT_THAT(spin(""), AllOf(HasSubstr("GOMP_SPINCOUNT = '10000'"),
+                              HasSubstr("no such file: there is neither")));
+  EXPECT_THAT(spin("GOMP_SPINCOUNT=77"), HasSubstr("GOMP_SPINCOUNT = '77'"));
+}
+#endif
+
 TEST_F(CommandTest, TrainingRefusesBadSettingsAndBadData) {
   make_images("images", 3, 8);
   fs::create_directories(work() / "empty");
