@@ -1,4 +1,5 @@
 // mutilde train: what the flags mean, and every check before anything is written.
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -188,6 +189,14 @@ void announce(const Trainer& trainer, const Dataset& dataset, const fs::path& ou
                    grouped(dataset.size()), settings.image_size, settings.image_size,
                    grouped(trainer.unet().parameter_count()), settings.batch_size,
                    trainer.device().to_string(), out.string()));
+  if (!settings.class_cond) return;
+  // The order in which `mutilde sample --class` counts them.
+  constexpr size_t kShown = 20;
+  const std::vector<std::string>& names = dataset.class_names();
+  std::string text = "classes:";
+  for (size_t i = 0; i < std::min(names.size(), kShown); ++i)
+    text += fmt::format("{} {} {}", i == 0 ? "" : ",", i, names[i]);
+  note(text + (names.size() > kShown ? ", ...\n" : "\n"));
 }
 
 }  // namespace

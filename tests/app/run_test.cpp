@@ -275,6 +275,14 @@ TEST_F(CommandTest, ARunOutlivesTheReaderOfItsOutput) {
   EXPECT_THAT(succeed("info run").out, HasSubstr("step 9,"));
 }
 
+TEST_F(CommandTest, TrainingNamesTheClasses) {
+  make_images("images", 6, 8);
+  const Result result = succeed(
+      std::string("train --data images --out run --steps 1 --class_cond --sample_interval 0") +
+      kTiny);
+  EXPECT_THAT(result.err, HasSubstr("classes: 0 cat, 1 dog, 2 owl\n"));
+}
+
 TEST_F(CommandTest, AResumedRunKeepsItsPrecision) {
   make_images("images", 6, 8);
   succeed(std::string("train --data images --out run --steps 2 --precision bf16 "
