@@ -114,7 +114,8 @@ Checkpoint::Checkpoint(const std::filesystem::path& path) : path_(path), file_(p
       }
       if (const auto precision = state.find("precision"); precision != state.end()) {
         precision_ = precision->is_string() ? precision->get<std::string>() : "";
-        if (std::ranges::find(kPrecisions, precision_) == std::end(kPrecisions))
+        if (std::find(std::begin(kPrecisions), std::end(kPrecisions), precision_) ==
+            std::end(kPrecisions))
           fail<Error>("'{}' holds no precision that can be", kStateKey);
       }
       if (const auto scale = state.find("lg_loss_scale"); scale != state.end()) {

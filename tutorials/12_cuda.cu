@@ -212,7 +212,7 @@ void races(const Tensor& x) {
 // for whom, and where ([all that it finds](../docs/cuda-without-a-gpu.md#what-it-finds)):
 //
 // ```text
-// block (0,0,0), thread (0,0,0): waits at __syncthreads(), 12_cuda.cu:220,
+// block (0,0,0), thread (0,0,0): waits at __syncthreads(), 12_cuda.cu:222,
 //   for thread (128,0,0), which has returned
 // ```
 __global__ void meets_in_a_branch(float* shares) {
