@@ -3,9 +3,9 @@
 
 namespace mutilde::app {
 
-/// From now on the first of them is kept for interrupted(), and told on stderr. Another one, unless it follows within
-/// a second or two (they come in pairs), ends the program at once. Output that nobody reads (SIGPIPE) or that is over a limit
-/// (SIGXFSZ) is an error of the write, and no end of the program.
+/// From now on the first of them is kept for interrupted(), and told on stderr. Another one, unless it follows
+/// within a second or two (they come in pairs), ends the program at once. Output that nobody reads (SIGPIPE) or
+/// that is over a limit (SIGXFSZ) is an error of the write, and no end of the program.
 void catch_interrupts();
 bool interrupted();
 

@@ -6,10 +6,10 @@
 // is ever written. Where an element is takes divisions, so it is found in two halves, outer() and
 // inner(), each once for several elements, and at() puts them together.
 //
-// How it is computed is the ladder's matter: a rung a file, all with the same operands (product_mma.h by the
-// functions of conv_short.h, as it takes short types alone). In each the
-// row tiles of a product lie along the grid's x, one product (of a batch, or of a chunk of K) behind
-// the other, and the column tiles along y.
+// How it is computed is the ladder's matter: a rung a file, all with the same operands (product_mma.h by
+// the functions of conv_short.h, as it takes short types alone). In each the row tiles of a product lie
+// along the grid's x, one product (of a batch, or of a chunk of K) behind the other, and the column tiles
+// along y.
 #pragma once
 
 #include "cuda/product_plain.h"
@@ -134,16 +134,6 @@ void for_factors(const Way& way, const F& f) {
   } else {
     for_short(way.factors, f);
   }
-}
-
-/// Tiles of so many columns, which are y of a grid.
-inline unsigned column_tiles(int columns, int of_tile) {
-  constexpr int kMost = 65535;
-  const int tiles = ceil_div(columns, of_tile);
-  if (tiles > kMost)
-    fail<ShapeError>("cuda: a product with {} columns is over what the GPU's kernel counts",
-                     columns);
-  return static_cast<unsigned>(tiles);
 }
 
 template <class T, class A, class B>

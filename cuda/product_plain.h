@@ -15,6 +15,16 @@ struct ProductSizes {
   int chunks;
 };
 
+/// Tiles of so many columns, which are y of a grid.
+inline unsigned column_tiles(int columns, int of_tile) {
+  constexpr int kMost = 65535;
+  const int tiles = ceil_div(columns, of_tile);
+  if (tiles > kMost)
+    fail<ShapeError>("cuda: a product with {} columns is over what the GPU's kernel counts",
+                     columns);
+  return static_cast<unsigned>(tiles);
+}
+
 constexpr int kPlainRows = 8, kPlainColumns = 32;  // of a block; a warp writes 32 neighbours
 
 template <class T, class A, class B, class Out>

@@ -20,16 +20,6 @@ namespace {
 
 using testing::HasSubstr;
 
-template <class F>
-std::string error_of(const F& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
 TEST(CudaDevices, WithoutADriverOrAGpuTheReasonIsSaid) {
   const OptionsScope scope;
   options().device_error = cudaErrorInsufficientDriver;

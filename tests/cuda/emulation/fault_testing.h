@@ -1,8 +1,9 @@
-// For tests of the emulation: its options for the length of a test, and the message of a fault.
+// For tests of the emulation: its options for the length of a test, and the message of a fault or of another error.
 #pragma once
 
 #include <string>
 
+#include "core/error.h"
 #include "cuda/emulation/fault.h"
 #include "cuda/emulation/options.h"
 
@@ -29,6 +30,17 @@ std::string fault_of(const F& f) {
     return fault.what();
   }
   return "no fault";
+}
+
+/// What the Error that f() throws says; "no error" if it throws none.
+template <class F>
+std::string error_of(const F& f) {
+  try {
+    f();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
 }
 
 }  // namespace mutilde::emulation

@@ -17,16 +17,6 @@ using testing::EndsWith;
 using testing::HasSubstr;
 using testing::Not;
 
-template <class F>
-std::string error_of(const F& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
 __global__ void nothing() {}
 void launch_nothing() { cuda::launch<nothing>({.grid = 2, .block = 32}); }
 
